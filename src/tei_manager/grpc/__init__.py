@@ -1,0 +1,1 @@
+"""Generated protobuf stubs (public: users import them from here) and two helpers to build requests."""
