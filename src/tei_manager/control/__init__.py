@@ -1,0 +1,1 @@
+"""The fleet: one supervisor per instance, desired against observed, state that survives."""

@@ -1,0 +1,126 @@
+"""The errors of the house.
+
+    TeiManagerError
+    ├── CallerError            the caller must change the request
+    │   ├── InvalidSpec            one or more fields are wrong; carries every problem
+    │   ├── UnknownInstance        no such name
+    │   ├── UnknownTarget          nothing answers to this model or alias
+    │   ├── Conflict               a name, port or alias is taken
+    │   └── Forbidden              this caller may not do it
+    ├── CapacityError          there is no room: instances, ports
+    ├── NotReady               it exists and cannot answer now; try again later
+    ├── InstanceFailed         an instance ended instead of becoming ready
+    ├── StartupTimeout         an instance did not become ready in time
+    ├── UpstreamError          an engine could not be reached, broke off, or answered nonsense
+    │   ├── UpstreamTimeout        it did not answer in time
+    │   └── UpstreamRefused        it answered an error of its own; carries status and text
+    ├── DriverError            a process could not be started, found or stopped
+    └── StateError             the state file cannot be used
+
+`code` is the stable upper-case word of the control API; `surfaces` turn types into statuses, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tei_manager.kits import parsing
+
+
+class TeiManagerError(Exception):
+    """Base class. `details` is JSON-able and is shown to the caller."""
+
+    code = "INTERNAL_ERROR"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, details: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        self.details = dict(details or {})
+
+
+class CallerError(TeiManagerError):
+    """The request itself is wrong: repeating it cannot help."""
+
+    code = "VALIDATION_ERROR"
+
+
+class InvalidSpec(CallerError):
+    """A specification has problems; the message and code are those of the first."""
+
+    code = "INVALID_CONFIG"
+
+    def __init__(self, problems: Sequence[parsing.Problem]) -> None:
+        first = problems[0]
+        super().__init__(f"{first.path}: {first.message}" if first.path else first.message, code=first.code)
+        self.problems = tuple(problems)
+
+
+class UnknownInstance(CallerError):
+    code = "INSTANCE_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Instance '{name}' not found")
+        self.name = name
+
+
+class UnknownTarget(CallerError):
+    code = "MODEL_NOT_FOUND"
+
+
+class Conflict(CallerError):
+    """`code` is INSTANCE_EXISTS, PORT_CONFLICT or ALIAS_CONFLICT."""
+
+
+class Forbidden(CallerError):
+    code = "FORBIDDEN"
+
+
+class CapacityError(TeiManagerError):
+    """`code` is MAX_INSTANCES_REACHED or PORT_ALLOCATION_FAILED."""
+
+
+class NotReady(TeiManagerError):
+    """The target exists and cannot answer now. `retry_after` is in seconds, None = unknown."""
+
+    code = "NOT_READY"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
+
+
+class InstanceFailed(TeiManagerError):
+    code = "INSTANCE_FAILED"
+
+
+class StartupTimeout(TeiManagerError):
+    code = "STARTUP_TIMEOUT"
+
+
+class UpstreamError(TeiManagerError):
+    """An engine could not be reached, broke off, or answered something unreadable."""
+
+    code = "UPSTREAM_ERROR"
+
+
+class UpstreamTimeout(UpstreamError):
+    code = "UPSTREAM_TIMEOUT"
+
+
+class UpstreamRefused(UpstreamError):
+    """An engine answered an error. `status` is its HTTP status, `kind` TEI's `error_type` if it gave one."""
+
+    def __init__(self, message: str, *, status: int, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+class DriverError(TeiManagerError):
+    code = "IO_ERROR"
+
+
+class StateError(TeiManagerError):
+    code = "IO_ERROR"

@@ -1,0 +1,1 @@
+"""Pure decisions: values in, a verdict with its reason out. Time and chance are arguments."""

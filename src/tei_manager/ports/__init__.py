@@ -1,0 +1,1 @@
+"""What the floor above needs from the world: small Protocols and the values they exchange."""

@@ -1,0 +1,1 @@
+"""Wire formats: parse, call one verb, render. No decisions."""
