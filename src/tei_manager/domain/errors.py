@@ -5,10 +5,12 @@
     │   ├── InvalidSpec            one or more fields are wrong; carries every problem
     │   ├── UnknownInstance        no such name
     │   ├── UnknownTarget          nothing answers to this model or alias
+    │   ├── Unsupported            what answers there cannot do this
     │   ├── Conflict               a name, port or alias is taken
     │   └── Forbidden              this caller may not do it
     ├── CapacityError          there is no room: instances, ports
     ├── NotReady               it exists and cannot answer now; try again later
+    │   └── Withdrawn              it was stopped under a call that was running there
     ├── InstanceFailed         an instance ended instead of becoming ready
     ├── StartupTimeout         an instance did not become ready in time
     ├── UpstreamError          an engine could not be reached, broke off, or answered nonsense
@@ -70,6 +72,10 @@ class UnknownTarget(CallerError):
     code = "MODEL_NOT_FOUND"
 
 
+class Unsupported(CallerError):
+    code = "OPERATION_NOT_SUPPORTED"
+
+
 class Conflict(CallerError):
     """`code` is INSTANCE_EXISTS, PORT_CONFLICT or ALIAS_CONFLICT."""
 
@@ -92,6 +98,13 @@ class NotReady(TeiManagerError):
         self.retry_after = retry_after
 
 
+class Withdrawn(NotReady):
+    """An instance was stopped under a call that was running there."""
+
+    def __init__(self, instance: str) -> None:
+        super().__init__(f"Instance '{instance}' was stopped")
+
+
 class InstanceFailed(TeiManagerError):
     code = "INSTANCE_FAILED"
 
@@ -111,11 +124,23 @@ class UpstreamTimeout(UpstreamError):
 
 
 class UpstreamRefused(UpstreamError):
-    """An engine answered an error. `status` is its HTTP status, `kind` TEI's `error_type` if it gave one."""
+    """An engine answered an error. `status` is its HTTP status, `kind` TEI's `error_type` if it gave one.
 
-    def __init__(self, message: str, *, status: int, kind: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
+    `code` says whose fault it is: UPSTREAM_REJECTED, CONTEXT_LENGTH_EXCEEDED and OPERATION_NOT_SUPPORTED are the
+    caller's, UPSTREAM_RATE_LIMITED asks for patience. `retry_after` is in seconds, None = unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        kind: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status, self.kind, self.retry_after = status, kind, retry_after
 
 
 class DriverError(TeiManagerError):

@@ -6,6 +6,8 @@ use, devices) is checked by its owner.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +58,18 @@ NAME = Text(
 MODEL_ID = Text(
     rf"{_HUB_ID}|{_FOLDER}|{_RESOURCE}",
     "a hub id like 'org/name', an absolute folder, or 'python:PACKAGE/folder'",
+    code="INVALID_MODEL_ID",
+    refuse=_odd_model,
+)
+HUB_ID = Text(
+    _HUB_ID,
+    "a hub id like 'org/name'",
+    code="INVALID_MODEL_ID",
+    refuse=_odd_model,
+)
+MODEL_SOURCE = Text(
+    rf"{_FOLDER}|{_RESOURCE}",
+    "an absolute folder or 'python:PACKAGE/folder'",
     code="INVALID_MODEL_ID",
     refuse=_odd_model,
 )
@@ -152,6 +166,16 @@ def as_values(spec: InstanceSpec) -> dict[str, object]:
             value = str(value)
         values[entry.name] = value
     return values
+
+
+# what can change under a running process
+_LIVE_FIELDS = {"aliases", "autostart", "startup_timeout_secs"}
+
+
+def fingerprint(spec: InstanceSpec) -> str:
+    """SHA-256 over everything a process is started with: equal fingerprints need no restart."""
+    values = {name: value for name, value in as_values(spec).items() if name not in _LIVE_FIELDS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _between_fields(read: Mapping[str, object]) -> list[parsing.Problem]:

@@ -89,7 +89,8 @@ class Integer(Shape[int]):
             (False, True): f" <= {high}",
             (False, False): "",
         }
-        self.expects = "an integer" + bounds[low is not None, high is not None]
+        only = low is not None and low == high
+        self.expects = str(low) if only else "an integer" + bounds[low is not None, high is not None]
 
     def read(self, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -109,7 +110,7 @@ class Number(Shape[float]):
 
     def __init__(self, low: float, high: float | None = None, *, above: bool = False) -> None:
         self.low, self.high, self.above = low, high, above
-        self.expects = f"a number {'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high else "")
+        self.expects = f"a number {'>' if above else '>='} {low:g}" + (f" and <= {high:.12g}" if high else "")
 
     def read(self, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,0 +1,1 @@
+"""The commands that talk to a running manager over REST. Standard library only: they must start fast."""

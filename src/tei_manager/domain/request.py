@@ -1,0 +1,18 @@
+"""One call as the doors hand it to the data plane: parsed, checked, free of any dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Input = str | Sequence[int]  # a text, or the ids of one text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedCall:
+    """Vectors wanted for `inputs`, in their order. `dimensions` None = as many as the model gives."""
+
+    target: str
+    inputs: Sequence[Input]
+    dimensions: int | None = None
+    request_id: str | None = None
