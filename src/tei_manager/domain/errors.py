@@ -50,13 +50,18 @@ class CallerError(TeiManagerError):
 
 
 class InvalidSpec(CallerError):
-    """A specification has problems; the message and code are those of the first."""
+    """A specification has problems; the message is that of the first, and so is the code unless it is about flags."""
 
     code = "INVALID_CONFIG"
+    # these say what is wrong with `extra_args`; as the error's own code they would be news to most callers
+    _of_flags = frozenset({"MANAGED_FLAG", "DUPLICATE_FLAG", "UNKNOWN_FLAG", "FLAG_NEEDS_VERSION"})
 
     def __init__(self, problems: Sequence[parsing.Problem]) -> None:
         first = problems[0]
-        super().__init__(f"{first.path}: {first.message}" if first.path else first.message, code=first.code)
+        # a message that is a sentence of its own already names its subject
+        is_sentence = first.message[:1].isupper()
+        text = first.message if is_sentence or not first.path else f"{first.path}: {first.message}"
+        super().__init__(text, code=self.code if first.code in self._of_flags else first.code)
         self.problems = tuple(problems)
 
 

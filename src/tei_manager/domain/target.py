@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tei_manager.domain.instance import EngineKind, Protocol
 
@@ -50,6 +50,7 @@ class Endpoint:
     pooling: str | None = None
     aliases: tuple[str, ...] = ()
     max_concurrent_requests: int = 512
+    key: str | None = field(default=None, repr=False)  # the engine's own API key
 
     @property
     def http_address(self) -> str | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol as Interface
 
+from tei_manager.domain.exits import ExitKind as ExitKind
+from tei_manager.domain.exits import ExitReason as ExitReason
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
 from tei_manager.kits.parsing import Problem
 
@@ -19,18 +21,23 @@ class Surroundings:
     """What the manager knows about the place where an engine will run."""
 
     host: str  # address the engine binds
-    program: str  # the binary, as found on PATH or configured (engine `command`: unused)
+    # the binary, as found on PATH or configured, or the first items of argv (engine `command`: unused)
+    program: str | tuple[str, ...]
     version: str | None  # first line of `<program> --version`; None = could not be asked
     environ: Mapping[str, str]  # the manager's own environment
     model_sources: Mapping[str, str] = field(default_factory=dict)  # hub id -> folder or python: resource
     resolved_model: str | None = None  # folder of a mapped or python: model, for engines that need one
     model_cache_dir: str | None = None
     stop_grace_secs: float = 30.0  # TERM to KILL
+    gpu_uuids: tuple[str, ...] | None = None  # of every device, in PCI bus order; None = could not be asked
+    cpus: int | None = None  # of the host
+    cpu_threads: int | None = None  # `engines.cpu_threads`
+    run_dir: str | None = None  # folder for sockets
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One process to start: argv without a shell, and the whole environment of the child.
+    """One process to start: argv without a shell, and the whole environment of the child, but for uid and nonce.
 
     `secrets` are values that must never be logged or shown.
     """
@@ -66,24 +73,6 @@ class Probe:
     path: str = "/health"
 
 
-class ExitKind(StrEnum):
-    """Why a process ended, as far as its engine's habits tell; decides whether starting again can help."""
-
-    USAGE = "usage"  # our arguments: starting again cannot help
-    MISSING = "missing"  # the program is not there
-    PORT = "port"  # an address was in use: another port helps
-    MODEL = "model"  # the model cannot be loaded: try once more, then give up
-    DOWNLOAD = "download"  # the network: try again later
-    CRASH = "crash"  # a panic or a signal
-    ENDED = "ended"  # it ended by itself, nothing more is known
-
-
-@dataclass(frozen=True, slots=True)
-class ExitReason:
-    kind: ExitKind
-    text: str  # "process exited with code 1: Error: …"
-
-
 class Engine(Interface):
     """One inference program. Stateless; one object serves all instances."""
 
@@ -97,8 +86,14 @@ class Engine(Interface):
         """Whether the program takes a port for its own metrics."""
         ...
 
-    def check(self, spec: InstanceSpec) -> tuple[InstanceSpec, tuple[Problem, ...]]:
-        """The spec with flags lifted out of `extra_args` into their fields, and what is wrong with it."""
+    def check(
+        self, spec: InstanceSpec, around: Surroundings | None = None
+    ) -> tuple[InstanceSpec, tuple[Problem, ...]]:
+        """The spec with flags lifted out of `extra_args` into their fields, and what is wrong with it.
+
+        Secrets move from `extra_args` to `env`. Without `around`, what depends on the program's version or on the
+        devices of this machine is left to `launch`. Checking twice equals checking once.
+        """
         ...
 
     def launch(self, spec: InstanceSpec, ports: Ports, around: Surroundings) -> Launch | Refusal:
@@ -107,6 +102,10 @@ class Engine(Interface):
 
     def readiness(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Sequence[tuple[Protocol, Probe]]:
         """Questions to ask in turn until one is answered; the first answer tells the protocol."""
+        ...
+
+    def liveness(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe:
+        """The question that tells a living engine from a stuck one without waiting behind its work."""
         ...
 
     def warm_up(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:

@@ -22,6 +22,7 @@ class Record:
     ever_ready: bool = False
     intent_nonce: str | None = None  # a start was about to happen; its handle may have been lost
     handle: Handle | None = None
+    launched: str | None = None  # digest of the specification that `handle` runs with
     seed: dict[str, object] | None = None  # the file's values last applied
 
 

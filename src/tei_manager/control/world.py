@@ -1,0 +1,54 @@
+"""The ports through which the control plane acts, in one value."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tei_manager.domain.instance import EngineKind
+from tei_manager.engines.base import Engine
+from tei_manager.ports.driver import Driver
+from tei_manager.ports.fleet import LogSlice
+from tei_manager.ports.frontdoor import FrontDoor
+from tei_manager.ports.metrics import ControlMetrics
+from tei_manager.ports.prober import Prober
+from tei_manager.ports.store import Store
+
+
+class LogFiles(Protocol):
+    """Bounded reads of instance logs. Methods block on the disk: call them in a thread."""
+
+    def size(self, path: str) -> int: ...
+
+    def tail(self, path: str, *, max_bytes: int = 16384, since_offset: int = 0) -> str: ...
+
+    def read_slice(
+        self, path: str, *, start: int | None = None, end: int | None = None, tail: int | None = None
+    ) -> LogSlice: ...
+
+
+class Models(Protocol):
+    """Where models lie on this machine. Methods block on the disk: call them in a thread."""
+
+    def folder(self, source: str) -> str | None:
+        """The folder of a `python:` resource or of a path, None if it is not there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    engines: Mapping[EngineKind, Engine]
+    driver: Driver
+    prober: Prober
+    frontdoor: FrontDoor
+    store: Store
+    logs: LogFiles
+    models: Models
+    metrics: ControlMetrics
+    port_is_free: Callable[[str, int], bool]
+    environ: Mapping[str, str]
+    now: Callable[[], float] = time.time
+    jitter: Callable[[], float] = field(default=lambda: random.uniform(-1.0, 1.0))  # noqa: S311 - not a secret
