@@ -35,6 +35,7 @@ check: setup  ## format, lint, types, import contracts, generated files
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/generate_docs.py --check
 
 fix: setup  ## format and apply safe lint fixes
 	$(BIN)/ruff check --fix .

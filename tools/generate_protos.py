@@ -30,15 +30,13 @@ def generate(out: Path) -> None:
     arguments += [f"--{kind}={out}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
     if protoc.main([*arguments, *SOURCES]) != 0:
         raise SystemExit("protoc failed")
-    for path in sorted(out.rglob("*_pb2*.py*")):
+    for path in stubs(out):
         path.write_text(adapt(path.read_text()))
 
 
 def adapt(text: str) -> str:
     """Point imports at our package and descriptors at our pool."""
-    text = re.sub(
-        r"^from (tei|multiplexer)\.v1 import", rf"from {PACKAGE}.\1.v1 import", text, flags=re.MULTILINE
-    )
+    text = re.sub(r"^from (tei|multiplexer)\.v1 import", rf"from {PACKAGE}.\1.v1 import", text, flags=re.MULTILINE)
     text = text.replace(
         "from google.protobuf import descriptor_pool as _descriptor_pool",
         f"from {PACKAGE} import pool as _descriptor_pool",
@@ -46,9 +44,14 @@ def adapt(text: str) -> str:
     return text.replace("_descriptor_pool.Default()", "_descriptor_pool.POOL")
 
 
+def stubs(root: Path) -> list[Path]:
+    """Every generated file below `root`."""
+    return [path for path in sorted(root.rglob("*_pb2*")) if path.suffix in (".py", ".pyi")]
+
+
 def generated(root: Path) -> dict[str, str]:
     """Relative path -> text of every generated file below `root`."""
-    return {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*_pb2*.py*"))}
+    return {str(path.relative_to(root)): path.read_text() for path in stubs(root)}
 
 
 def stale() -> list[str]:

@@ -47,10 +47,10 @@ async def _serve(loaded: Loaded) -> int:
         log.info("Configuration loaded", file=str(loaded.path) if loaded.path else None)
         for notice in loaded.warnings:
             log.warning(notice.message, code=notice.code)
-        # listeners are bound before anything is started: a busy port must start no instance
-        listener = stack.enter_context(bind(config.host, config.api_port, "api_port"))
         app = build(loaded)
         stack.enter_context(app.lock)
+        # listeners are bound before anything is started: a busy port must start no instance
+        listener = stack.enter_context(bind(config.host, config.api_port, "api_port"))
         if app.grpc_door is not None:
             await _bind_grpc(app, config)
         await app.fleet.open()
@@ -89,18 +89,20 @@ async def _shut_down(app: App, config: Config, signals: Signals) -> None:
     """New work is refused first; what runs may finish; the listeners close last."""
     app.fleet.begin_draining()
     drain_secs = 0.0 if signals.hurry.is_set() else config.drain_timeout_secs
-    closing = [app.fleet.close(hurry=signals.hurry)]
-    if app.grpc_door is not None:
-        closing.append(app.grpc_door.stop(drain_secs))
-    await asyncio.gather(*closing)
+    async with asyncio.TaskGroup() as closing:
+        closing.create_task(app.fleet.close(hurry=signals.hurry), name="close fleet")
+        if app.grpc_door is not None:
+            closing.create_task(app.grpc_door.stop(drain_secs), name="close gRPC door")
 
 
 async def _bind_grpc(app: App, config: Config) -> None:
     assert app.grpc_door is not None
+    with bind(config.grpc_host, config.grpc_port, "grpc_port"):
+        pass  # says precisely why the address cannot be had; gRPC's own error does not
     try:
         await app.grpc_door.bind(config.grpc_host, config.grpc_port)
-    except OSError as error:
-        raise CannotListen(_cannot_listen(config.grpc_host, config.grpc_port, "grpc_port", error)) from error
+    except errors.TeiManagerError as error:
+        raise CannotListen(f"{error} (grpc_port)") from error
 
 
 @contextlib.contextmanager

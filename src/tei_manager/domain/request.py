@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 Input = str | Sequence[int]  # a text, or the ids of one text
+
+
+class Truncate(StrEnum):
+    """What becomes of an input that is too long: refused, or cut at its start or end."""
+
+    NONE = "none"
+    START = "start"
+    END = "end"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,4 +24,6 @@ class EmbedCall:
     target: str
     inputs: Sequence[Input]
     dimensions: int | None = None
+    truncate: Truncate = Truncate.NONE
+    normalize: bool = True
     request_id: str | None = None

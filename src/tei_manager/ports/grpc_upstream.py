@@ -77,8 +77,8 @@ class GrpcUpstream(Protocol):
     async def unary(
         self, endpoint: Endpoint, path: str, request: bytes, *, metadata: Metadata, timeout_secs: float | None
     ) -> GrpcAnswer:
-        """Make one call. Raises `EngineStatus`, `Unreachable` or `errors.UpstreamTimeout`. Cancelling ends the call
-        at the engine, too."""
+        """Make one call. Raises `EngineStatus`, `Unreachable` or `errors.UpstreamTimeout`. Cancelling ends the
+        call at the engine, too."""
         ...
 
     def stream(

@@ -22,6 +22,11 @@ COUNTERS_OUTLIVE_SECS = 600.0
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+def new_registry() -> CollectorRegistry:
+    """An empty registry, to be shared by the metrics of all doors."""
+    return CollectorRegistry()
+
+
 class _Watched(Collector):
     """Gauges of the instances, read at the scrape: they cannot be late and end with their instance."""
 

@@ -1,0 +1,211 @@
+"""The compute threads: each takes the best run that can be formed at the moment it is free."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tei_engine import errors
+from tei_engine.batching.jobs import Entry, Job, Want
+from tei_engine.batching.packing import Lanes, Limits
+from tei_engine.graph.arrays import FloatArray
+from tei_engine.models.embedder import Embedder, normalised
+
+_log = logging.getLogger(__name__)
+
+_STUCK_SECONDS = 60.0
+_IDLE, _NARROW, _WIDE_ALONE, _WIDE_SHARED = range(4)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the entries of one run. `padded` and `real` are tokens, `seconds` the time of the run."""
+
+    entries: list[Entry]
+    errors: dict[int, errors.RequestError] = field(default_factory=dict)
+    """By place in `entries`."""
+    padded: int = 0
+    real: int = 0
+    seconds: float = 0.0
+
+
+class ComputeThreads:
+    """Forms runs from the lanes and executes them; a lone run is wide, others run side by side."""
+
+    def __init__(self, model: Embedder, *, workers: int, limits: Limits, done: Callable[[Outcome], None]) -> None:
+        """`done` is called from a compute thread, once per run."""
+        self._model = model
+        self._limits = limits
+        self._done = done
+        self._changed = threading.Condition()
+        self._lanes: Lanes[Entry] = Lanes(limits)
+        self._running: dict[int, tuple[int, float]] = {}  # thread number → (mode, start)
+        self._mean_run = 0.01
+        self._failed = False
+        self._test_wanted = False
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"compute-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queue_size(self) -> int:
+        """Entries waiting for a run."""
+        return len(self._lanes)
+
+    def is_healthy(self) -> bool:
+        """Whether the last run succeeded and none is older than 60 s; a failed one asks for a self-test."""
+        now = time.perf_counter()
+        if any(now - began > _STUCK_SECONDS for _, began in list(self._running.values())):
+            return False
+        if self._failed:
+            with self._changed:
+                self._test_wanted = True
+                self._changed.notify()
+            return False
+        return True
+
+    def submit(self, entries: list[Entry]) -> None:
+        """Queue tokenised entries; from any thread."""
+        with self._changed:
+            self._lanes.push(entry for entry in entries if not entry.job.is_over)
+            self._changed.notify(min(len(entries), len(self._threads)))
+
+    def remove(self, job: Job) -> None:
+        """Forget queued entries of `job`; what runs is finished and discarded."""
+        with self._changed:
+            self._lanes.remove(lambda entry: entry.job is job)
+
+    def close(self) -> None:
+        """Let the threads end after their current run."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    def _work(self, number: int) -> None:
+        while True:
+            with self._changed:
+                while not self._closing and not self._test_wanted and not self._may_run():
+                    self._changed.wait()
+                if self._closing:
+                    return
+                test, self._test_wanted = self._test_wanted, False
+                entries, wide = ([], False) if test else self._take(number)
+            if test:
+                self._self_test()
+                continue
+            try:
+                self._run(entries, wide)
+            except Exception:  # a fault of ours must not take the thread, or its callers, with it
+                _log.exception("run failed")
+                fault = errors.backend("internal error in the compute thread")
+                self._done(Outcome(entries, dict.fromkeys(range(len(entries)), fault)))
+            finally:
+                with self._changed:
+                    del self._running[number]
+                    if self._lanes:
+                        self._changed.notify_all()
+
+    def _may_run(self) -> bool:
+        return len(self._lanes) > 0 and all(mode is not _WIDE_ALONE for mode, _ in self._running.values())
+
+    def _take(self, number: int) -> tuple[list[Entry], bool]:
+        """Form a run, and decide whether it has the processor to itself."""
+        now = time.perf_counter()
+        entries = self._lanes.take(now=now, mean_run=self._mean_run)
+        wide = self._model.has_wide and not self._running and not self._lanes
+        above = max((entry.length for entry in entries), default=0) > self._limits.tokens
+        mode = _NARROW if not wide else _WIDE_SHARED if above else _WIDE_ALONE
+        self._running[number] = (mode, now)
+        return entries, wide
+
+    def _run(self, entries: list[Entry], wide: bool) -> None:
+        began = time.perf_counter()
+        now = time.monotonic()
+        outcome = Outcome(entries)
+        live = []
+        for place, entry in enumerate(entries):
+            entry.queue = began - entry.queued_at
+            if entry.job.is_over:
+                continue
+            if entry.is_expired(now):
+                outcome.errors[place] = errors.expired()
+            else:
+                live.append(place)
+        if live:
+            self._compute(outcome, live, wide)
+            outcome.seconds = time.perf_counter() - began
+            self._mean_run += 0.1 * (outcome.seconds - self._mean_run)
+            outcome.real = sum(entries[place].length for place in live)
+            outcome.padded = len(live) * max(entries[place].length for place in live)
+            for place in live:
+                entries[place].inference = outcome.seconds
+        self._done(outcome)
+
+    def _compute(self, outcome: Outcome, live: list[int], wide: bool) -> None:
+        entries = [outcome.entries[place] for place in live]
+        try:
+            faulty = self._forward(entries, wide)
+        except Exception as error:
+            _log.warning("run of %d entries failed: %s", len(entries), error)
+            if len(entries) == 1:
+                self._failed = True
+                outcome.errors[live[0]] = errors.backend(str(error))
+                return
+            for place in live:  # one of them spoils it: alone, each answers for itself
+                self._compute(outcome, [place], wide)
+            return
+        self._failed = False
+        for place in faulty:
+            outcome.errors[live[place]] = errors.backend("embedding is NaN", label="missing_values")
+
+    def _forward(self, entries: list[Entry], wide: bool) -> list[int]:
+        """Compute entries and write their rows; returns the places whose result is not a number."""
+        faulty: list[int] = []
+        for want in Want:
+            places = [place for place, entry in enumerate(entries) if entry.job.ask.want is want]
+            if not places:
+                continue
+            ids = [entries[place].ids for place in places]
+            if want is Want.POOLED:
+                vectors = self._model.pooled(ids, wide=wide)
+                broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                _write(vectors, [entries[place] for place in places])
+                faulty += [places[int(row)] for row in broken]
+            else:
+                for place, rows in zip(places, self._model.tokens(ids, wide=wide), strict=True):
+                    entries[place].job.tokens[entries[place].row] = rows
+                    if not np.isfinite(rows).all():
+                        faulty.append(place)
+        return faulty
+
+    def _self_test(self) -> None:
+        """One token through the model decides whether a failure was the input's or ours."""
+        try:
+            self._failed = not bool(np.isfinite(self._model.pooled([[0]])).all())
+        except Exception as error:
+            _log.warning("self-test failed: %s", error)
+
+
+def _write(vectors: FloatArray, entries: list[Entry]) -> None:
+    """Put each row where its job wants it: cut to its dimensions, then normalised if asked."""
+    whole: FloatArray | None = None
+    for row, entry in enumerate(entries):
+        ask = entry.job.ask
+        size = entry.job.vectors.shape[1]
+        if not ask.normalize:
+            entry.job.vectors[entry.row] = vectors[row, :size]
+        elif size < vectors.shape[1]:
+            entry.job.vectors[entry.row] = normalised(vectors[row : row + 1, :size])[0]
+        else:
+            if whole is None:
+                whole = normalised(vectors)
+            entry.job.vectors[entry.row] = whole[row]

@@ -1,0 +1,82 @@
+"""What can go wrong, as values: why a start failed, why a request got no answer. No wire format here."""
+
+from __future__ import annotations
+
+import enum
+
+
+class StartError(Exception):
+    """The engine cannot start: exit code 1. One line for a person, and `causes`, the chain beneath it."""
+
+    def __init__(self, message: str, *causes: str) -> None:
+        super().__init__(message)
+        self.causes = causes
+
+
+class ErrorKind(enum.Enum):
+    """Who must act. The value is the `error_type` on the wire; statuses are looked up in `server.errors`."""
+
+    EMPTY = "Empty"
+    VALIDATION = "Validation"
+    TOKENIZER = "Tokenizer"
+    OVERLOADED = "Overloaded"
+    BACKEND = "Backend"
+    UNHEALTHY = "Unhealthy"
+    DEADLINE = "Deadline"  # the caller's own deadline passed; only gRPC has one
+
+
+class RequestError(Exception):
+    """A request that gets an error instead of an answer.
+
+    `label` is the `err` label of `te_request_failure`; `row` the index of the first failing input, where inputs
+    form an array.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, *, label: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.label = label
+        self.row = row
+
+    def at_row(self, row: int) -> RequestError:
+        """The same error, saying which input it belongs to."""
+        return RequestError(self.kind, self.message, label=self.label, row=row)
+
+
+EMPTY_INPUTS = "Input validation error: `inputs` cannot be empty"
+
+
+def empty(message: str) -> RequestError:
+    """Nothing was given where something is needed."""
+    return RequestError(ErrorKind.EMPTY, message, label="validation")
+
+
+def invalid(message: str, *, label: str = "validation") -> RequestError:
+    """The request is well formed but asks for something that cannot be."""
+    return RequestError(ErrorKind.VALIDATION, message, label=label)
+
+
+def invalid_input(message: str) -> RequestError:
+    """One input cannot be taken; TEI's prefix."""
+    return invalid(f"Input validation error: {message}")
+
+
+def backend(message: str, *, label: str = "inference") -> RequestError:
+    """The model cannot answer this; TEI's prefix."""
+    return RequestError(ErrorKind.BACKEND, f"Backend error: {message}", label=label)
+
+
+def overloaded() -> RequestError:
+    """No permits left."""
+    return RequestError(ErrorKind.OVERLOADED, "Model is overloaded", label="overloaded")
+
+
+def unhealthy(message: str) -> RequestError:
+    """The process cannot answer anybody right now."""
+    return RequestError(ErrorKind.UNHEALTHY, message, label="dropped")
+
+
+def expired() -> RequestError:
+    """The caller's deadline passed before the computation began."""
+    return RequestError(ErrorKind.DEADLINE, "deadline exceeded", label="dropped")

@@ -1,0 +1,163 @@
+"""Reading a model folder's JSON files: what kind of model, how it pools, how long its inputs may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tei_engine.errors import StartError
+from tei_engine.graph import families
+from tei_engine.graph.heads import Pooling
+
+_SENTENCE_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+_MODULES = frozenset({"Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize"})
+_POOLING_FLAGS = (
+    ("pooling_mode_cls_token", Pooling.CLS),
+    ("pooling_mode_mean_tokens", Pooling.MEAN),
+    ("pooling_mode_lasttoken", Pooling.LAST_TOKEN),
+)
+_POOLING_WORDS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST_TOKEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Everything the JSON files of a model folder say that serving needs."""
+
+    family: families.Family
+    sizes: families.Sizes
+    model_type: str
+    pooling: Pooling
+    max_input_length: int
+    prompts: Mapping[str, str]
+    dense: tuple[Path, ...]
+    """Folders of the Dense modules, in order."""
+    warnings: tuple[str, ...]
+
+
+def read_configuration(
+    folder: Path, *, pooling: Pooling | None = None, dense_path: str | None = None
+) -> Configuration:
+    """Read the JSON files of `folder`; `pooling` and `dense_path` override what they say.
+
+    Raises StartError naming the file or key that is missing, and for kinds of model that are not served.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise StartError(f"config.json not found in {folder}")
+    config = _read_object(path)
+    family = families.family_of(config)
+    _refuse_other_kinds(config)
+    sizes = families.read_sizes(config, family)
+    modules = _read_modules(folder)
+    warnings: list[str] = []
+    return Configuration(
+        family=family,
+        sizes=sizes,
+        model_type=str(config["model_type"]),
+        pooling=pooling or _read_pooling(folder, modules, str(config["model_type"]), warnings),
+        max_input_length=_max_input_length(folder, sizes, warnings),
+        prompts=_read_prompts(folder),
+        dense=_dense_folders(folder, modules, dense_path),
+        warnings=tuple(warnings),
+    )
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StartError(f"could not read {path}", str(error)) from error
+    if not isinstance(value, dict):
+        raise StartError(f"{path} is not a JSON object")
+    return value
+
+
+def _refuse_other_kinds(config: Mapping[str, Any]) -> None:
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else []:
+        if str(name).endswith("Classification"):
+            raise StartError(f"{name}: classifiers and rerankers are not supported yet, only embedding models")
+
+
+def _read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """(type, folder) of each sentence-transformers module, the type by its last name part."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        entries = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in orjson.loads(path.read_bytes())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StartError(f"could not read {path}", repr(error)) from error
+    for kind, place in entries:
+        if kind not in _MODULES:
+            raise StartError(f"modules.json names a module of type {kind}, which is not supported")
+        if kind in {"MLMTransformer", "SpladePooling"}:
+            raise StartError("splade models are not supported yet, only embedding models")
+        _check_inside(place)
+    return [(kind, folder / place) for kind, place in entries]
+
+
+def _check_inside(place: str) -> None:
+    if Path(place).is_absolute() or ".." in Path(place).parts:
+        raise StartError(f"modules.json names a folder outside the model: {place}")
+
+
+def _read_pooling(folder: Path, modules: list[tuple[str, Path]], model_type: str, warnings: list[str]) -> Pooling:
+    place = next((path for kind, path in modules if kind == "Pooling"), folder / "1_Pooling")
+    path = place / "config.json"
+    if not path.is_file():
+        if "bert" not in model_type:
+            raise StartError(f"{path} not found: say how to pool with --pooling")
+        warnings.append(f"{path} not found: pooling is cls")
+        return Pooling.CLS
+    config = _read_object(path)
+    for key, pooling in _POOLING_FLAGS:
+        if config.get(key) is True:
+            return pooling
+    word = config.get("pooling_mode")
+    if isinstance(word, str) and word in _POOLING_WORDS:
+        return _POOLING_WORDS[word]
+    raise StartError(f"{path} names no pooling mode that is supported (cls, mean, lasttoken)")
+
+
+def _max_input_length(folder: Path, sizes: families.Sizes, warnings: list[str]) -> int:
+    for name in _SENTENCE_CONFIGS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        value = _read_object(path).get("max_seq_length")
+        if isinstance(value, int) and value > 0:
+            if value > sizes.usable_positions:
+                warnings.append(f"{name}: max_seq_length {value} is cut to {sizes.usable_positions} positions")
+            return min(value, sizes.usable_positions)
+    return sizes.usable_positions
+
+
+def _read_prompts(folder: Path) -> Mapping[str, str]:
+    path = folder / "config_sentence_transformers.json"
+    prompts = _read_object(path).get("prompts") if path.is_file() else None
+    if not isinstance(prompts, dict):
+        return {}
+    return {str(name): text for name, text in prompts.items() if isinstance(text, str)}
+
+
+def _dense_folders(folder: Path, modules: list[tuple[str, Path]], dense_path: str | None) -> tuple[Path, ...]:
+    found = tuple(path for kind, path in modules if kind == "Dense")
+    if dense_path is None:
+        return found
+    if len(found) > 1:
+        raise StartError("--dense-path cannot replace more than one Dense module")
+    _check_inside(dense_path)
+    return (folder / dense_path,)

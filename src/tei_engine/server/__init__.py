@@ -1,0 +1,1 @@
+"""The process: command line, listeners, the two wire formats, metrics, start and drain."""

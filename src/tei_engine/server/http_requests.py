@@ -1,0 +1,166 @@
+"""JSON bodies → values, with the framework's own errors: every field is checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from tei_engine.server.service import Input, Options
+
+_UINT = 2**32 - 1
+_DEPTH = 128
+
+
+class BodyError(Exception):
+    """The body cannot be read. `status` 400 = not JSON, 422 = JSON of another shape; answered as plain text."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def shape_error(reason: str) -> BodyError:
+    """JSON, but not what this route takes."""
+    return BodyError(422, f"Failed to deserialize the JSON body into the target type: {reason}")
+
+
+def read_object(body: bytes) -> Mapping[str, Any]:
+    """The JSON object in `body`. Raises BodyError."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BodyError(400, f"Failed to parse the request body as JSON: {error}") from None
+    # the depth can only be beyond the limit with that many brackets; strings may hold some too, hence the walk
+    if body.count(b"[") + body.count(b"{") > _DEPTH and _depth_exceeds(value):
+        raise BodyError(400, "Failed to parse the request body as JSON: recursion limit exceeded")
+    if not isinstance(value, dict):
+        raise shape_error("expected an object")
+    return value
+
+
+def _depth_exceeds(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (list, dict))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def read_inputs(body: Mapping[str, Any], key: str) -> tuple[list[Input], bool]:
+    """The inputs under `key`, and whether they form a batch: strings, one list of ids, or a list of both."""
+    if key not in body:
+        raise shape_error(f"missing field `{key}`")
+    value = body[key]
+    if isinstance(value, str):
+        return [value], False
+    if isinstance(value, list):
+        if all(_is_uint(item) for item in value):
+            return [tuple(value)], False
+        inputs = [_one_input(item) for item in value]
+        if all(item is not None for item in inputs):
+            return [item for item in inputs if item is not None], True
+    raise shape_error(f"{key}: data did not match any variant of untagged enum Input")
+
+
+def _one_input(item: Any) -> Input | None:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, list) and all(_is_uint(number) for number in item):
+        return tuple(item)
+    return None
+
+
+def _is_uint(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _UINT  # a bool is an int to Python, not to JSON
+
+
+def read_flag(body: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    """A boolean that may be absent but not null."""
+    value = body.get(key, default)
+    if not isinstance(value, bool):
+        raise shape_error(f"{key}: invalid type: expected a boolean")
+    return value
+
+
+def read_options(body: Mapping[str, Any]) -> Options:
+    """Options of `/embed` and its relatives."""
+    truncate, name = body.get("truncate"), body.get("prompt_name")
+    if truncate is not None and not isinstance(truncate, bool):
+        raise shape_error("truncate: invalid type: expected a boolean")
+    if name is not None and not isinstance(name, str):
+        raise shape_error("prompt_name: invalid type: expected a string")
+    return Options(
+        truncate=truncate,
+        left=_read_direction(body),
+        prompt_name=name,
+        normalize=read_flag(body, "normalize", default=True),
+        dimensions=read_dimensions(body),
+    )
+
+
+def _read_direction(body: Mapping[str, Any]) -> bool:
+    value = body.get("truncation_direction", "right")
+    if not isinstance(value, str) or value.lower() not in {"left", "right"} or value[1:] != value[1:].lower():
+        raise shape_error(
+            "truncation_direction: unknown variant, expected one of `Left`, `left`, `Right`, `right`"
+        )
+    return value.lower() == "left"
+
+
+def read_dimensions(body: Mapping[str, Any]) -> int | None:
+    """The key `dimensions`: an unsigned integer, null or absent."""
+    value = body.get("dimensions")
+    if value is not None and not _is_uint(value):
+        raise shape_error("dimensions: invalid type: expected u32")
+    return value if value is None else int(value)
+
+
+def read_encoding_format(body: Mapping[str, Any]) -> str:
+    """The key `encoding_format`: `float` or `base64`."""
+    value = body.get("encoding_format", "float")
+    if value not in ("float", "base64"):
+        raise shape_error("encoding_format: unknown variant, expected `float` or `base64`")
+    return str(value)
+
+
+def check_unused_texts(body: Mapping[str, Any], *keys: str) -> None:
+    """Keys that are ignored must still be strings or null."""
+    for key in keys:
+        if body.get(key) is not None and not isinstance(body[key], str):
+            raise shape_error(f"{key}: invalid type: expected a string")
+
+
+def read_texts(body: Mapping[str, Any], key: str) -> list[str]:
+    """A string, or a list of strings."""
+    if key not in body:
+        raise shape_error(f"missing field `{key}`")
+    value = body[key]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise shape_error(f"{key}: expected a string or a list of strings")
+
+
+def read_id_lists(body: Mapping[str, Any], key: str) -> list[list[int]]:
+    """One list of ids, or a list of such lists."""
+    if key not in body:
+        raise shape_error(f"missing field `{key}`")
+    value = body[key]
+    if isinstance(value, list) and all(_is_uint(item) for item in value):
+        return [value]
+    if isinstance(value, list) and all(
+        isinstance(ids, list) and all(_is_uint(item) for item in ids) for ids in value
+    ):
+        return value
+    raise shape_error(f"{key}: data did not match any variant of untagged enum InputIds")

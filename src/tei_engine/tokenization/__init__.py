@@ -1,0 +1,1 @@
+"""Text to token ids and back. The only door to the `tokenizers` library; no model, no queue, no wire format."""

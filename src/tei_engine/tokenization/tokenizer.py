@@ -1,0 +1,207 @@
+"""One model's tokenizer under TEI's rules: limits, truncation, byte offsets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# the library would otherwise start a thread per core for a batch, and those cores belong to the model
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import tokenizers
+
+from tei_engine import errors
+
+CHARACTERS_PER_TOKEN = 250
+"""TEI's bound on the length of a text: this many characters per token of the model's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One input before tokenising: `text` (its prompt already in front), or `ids` used as given.
+
+    `prompt` is only looked at for ids: they are decoded, the prompt is put in front, the result encoded again.
+    """
+
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
+    prompt: str | None = None
+    truncate: bool = False
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as `/tokenize` shows it; `start` and `stop` are UTF-8 byte offsets, None for special tokens."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Tokenizer:
+    """Encodes inputs to ids of at most `max_length` tokens, special ones included. Threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `folder`/tokenizer.json. Its own padding and truncation are dropped: files ship with both set.
+
+        Raises StartError if the file is missing or not a tokenizer.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise errors.StartError(f"tokenizer.json not found in {folder}")
+        try:
+            self._inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for anything it cannot read
+            raise errors.StartError(f"could not read {path}", str(error)) from error
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        self._added = self._inner.num_special_tokens_to_add(False)
+        self._specials = frozenset(
+            number for number, token in self._inner.get_added_tokens_decoder().items() if token.special
+        )
+        self.size = self._inner.get_vocab_size(with_added_tokens=True)
+
+    def encode(
+        self, pieces: Sequence[Piece], *, max_length: int, vocab_size: int
+    ) -> list[list[int] | errors.RequestError]:
+        """Token ids per piece in order, or the error that this piece alone gets."""
+        answers: list[list[int] | errors.RequestError] = [[] for _ in pieces]
+        texts: list[str] = []
+        rows: list[int] = []
+        for row, piece in enumerate(pieces):
+            try:
+                if piece.ids is not None and piece.prompt is None:
+                    answers[row] = _checked_ids(piece, piece.ids, max_length, vocab_size)
+                else:
+                    texts.append(self._bounded(self._text(piece, vocab_size), piece, max_length))
+                    rows.append(row)
+            except errors.RequestError as error:
+                answers[row] = error
+        for row, encoded in zip(rows, self._encode_texts(texts), strict=True):
+            answers[row] = encoded if isinstance(encoded, errors.RequestError) else encoded.ids
+        for row, text in zip(rows, texts, strict=True):
+            ids = answers[row]
+            if isinstance(ids, list) and len(ids) > max_length:
+                answers[row] = self._cut(text, pieces[row], max_length, len(ids))
+        return answers
+
+    def tokens(self, text: str, *, add_special_tokens: bool, max_length: int) -> list[Token]:
+        """Every token of `text`, never truncated. Raises RequestError beyond the character limit."""
+        _check_characters(len(text), max_length)
+        encoding = self._guarded(text, add_special_tokens)
+        # the library counts characters, the protocol bytes; a run of ASCII needs no table
+        places = None if text.isascii() else _byte_offsets(text)
+        raw = text.encode()
+        shown = []
+        for number, token, (start, stop), special in zip(
+            encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True
+        ):
+            if special:
+                shown.append(Token(number, token, True, None, None))
+                continue
+            first, last = (start, stop) if places is None else (places[start], places[stop])
+            literal = raw[first:last].decode(errors="replace")
+            shown.append(Token(number, literal, number in self._specials, first, last))
+        return shown
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of `ids`. Raises RequestError if the library cannot decode them."""
+        try:
+            return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        except Exception as error:
+            raise _tokenizer_error(error) from error
+
+    def _text(self, piece: Piece, vocab_size: int) -> str:
+        if piece.ids is not None:
+            _check_range(piece.ids, vocab_size)
+            return (piece.prompt or "") + self.decode(piece.ids, skip_special_tokens=True)
+        return piece.text or ""
+
+    @staticmethod
+    def _bounded(text: str, piece: Piece, max_length: int) -> str:
+        limit = CHARACTERS_PER_TOKEN * max_length
+        if len(text) <= limit:
+            return text
+        if not piece.truncate:
+            _check_characters(len(text), max_length)
+        return text[-limit:] if piece.left else text[:limit]
+
+    def _encode_texts(self, texts: list[str]) -> Iterable[tokenizers.Encoding | errors.RequestError]:
+        if not texts:
+            return []
+        try:
+            encoded: list[tokenizers.Encoding] = self._inner.encode_batch_fast(texts)
+            return encoded
+        except Exception:  # one text spoils the call: find which, so that the others are served
+            answers: list[tokenizers.Encoding | errors.RequestError] = []
+            for text in texts:
+                try:
+                    answers.append(self._guarded(text, True))
+                except errors.RequestError as error:
+                    answers.append(error)
+            return answers
+
+    def _guarded(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        try:
+            return self._inner.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:
+            raise _tokenizer_error(error) from error
+
+    def _cut(self, text: str, piece: Piece, max_length: int, length: int) -> list[int] | errors.RequestError:
+        """The ids of an over-long text: its own tokens are cut, then the special ones put around them."""
+        if not piece.truncate:
+            return too_many_tokens(length, max_length)
+        try:
+            encoding = self._guarded(text, False)
+        except errors.RequestError as error:
+            return error
+        encoding.truncate(max(0, max_length - self._added), direction="left" if piece.left else "right")
+        ids: list[int] = self._inner.post_process(encoding).ids
+        return ids
+
+
+def too_many_tokens(given: int, max_length: int) -> errors.RequestError:
+    """TEI's sentence; the limit itself is allowed in spite of its "less than"."""
+    return errors.invalid_input(f"`inputs` must have less than {max_length} tokens. Given: {given}")
+
+
+def _check_characters(given: int, max_length: int) -> None:
+    limit = CHARACTERS_PER_TOKEN * max_length
+    if given > limit:
+        raise errors.invalid_input(f"`inputs` must have less than {limit} characters. Given: {given}")
+
+
+def _check_range(ids: Sequence[int], vocab_size: int) -> None:
+    highest = max(ids)
+    if highest >= vocab_size:
+        raise errors.invalid_input(f"token id {highest} is out of range")
+
+
+def _checked_ids(piece: Piece, ids: tuple[int, ...], max_length: int, vocab_size: int) -> list[int]:
+    _check_range(ids, vocab_size)
+    if len(ids) <= max_length:
+        return list(ids)
+    if not piece.truncate:
+        raise too_many_tokens(len(ids), max_length)
+    return list(ids[-max_length:] if piece.left else ids[:max_length])
+
+
+def _tokenizer_error(error: Exception) -> errors.RequestError:
+    kind = errors.ErrorKind.TOKENIZER
+    return errors.RequestError(kind, f"tokenizer error {error}", label="tokenization")
+
+
+def _byte_offsets(text: str) -> list[int]:
+    """`places[i]` = the byte at which character i of `text` begins; one entry more for its end."""
+    places = [0]
+    at = 0
+    for character in text:
+        code = ord(character)
+        at += 1 if code < 0x80 else 2 if code < 0x800 else 3 if code < 0x10000 else 4
+        places.append(at)
+    return places

@@ -1,0 +1,205 @@
+"""Weights, configuration files and where models are found."""
+
+import json
+import shutil
+import struct
+import sys
+
+import numpy as np
+import pytest
+
+from tei_engine.errors import StartError
+from tei_engine.graph.encoder import relative_buckets
+from tei_engine.graph.heads import Pooling
+from tei_engine.graph.weights import canonical, read_header, read_weights
+from tei_engine.models.configuration import read_configuration
+from tei_engine.models.embedder import normalised
+from tei_engine.models.finding import find_in_package, find_model
+from tei_engine.models.hub import HubOptions, cached_snapshot, missing_files
+
+OFFLINE = HubOptions(offline=True)
+
+
+def safetensors(path, header, data=b""):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234", "truncated: tensor w ends at"),
+        ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234", "has 4 bytes, its shape needs 8"),
+        ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}, b"", "tensor w has -4 bytes"),
+        ({"w": {"dtype": "X1", "shape": [1], "data_offsets": [0, 1]}}, b"1", "unknown type X1"),
+        ({"w": {"shape": [1]}}, b"", "tensor w is malformed"),
+        (b"not json", b"", "its header is not JSON"),
+        (b"[1, 2]", b"", "its header is not JSON"),
+    ],
+)
+def test_malformed_safetensors_are_named(tmp_path, header, data, message):
+    with pytest.raises(StartError, match=message):
+        read_header(safetensors(tmp_path / "model.safetensors", header, data))
+
+
+def test_a_header_longer_than_the_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
+    with pytest.raises(StartError, match="not a safetensors file"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("index", [{"weight_map": {"w": "../w.safetensors"}}, {"weight_map": {"w": "w"}}, {}, []])
+def test_a_wrong_shard_index(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(StartError):
+        read_weights(tmp_path)
+
+
+def test_names_are_made_canonical():
+    assert canonical("bert.embeddings.LayerNorm.gamma", ("bert.",)) == "embeddings.LayerNorm.weight"
+    assert canonical("roberta.x.LayerNorm.beta", ("roberta.",)) == "x.LayerNorm.bias"
+    assert canonical("encoder.bert.x", ("bert.",)) == "encoder.bert.x"
+
+
+def test_bfloat16_and_half_are_widened_exactly(tiny_folder):
+    whole = read_weights(tiny_folder("bert-mean")).tensors
+    for name, step in (("bert-mean-f16", 2**-10), ("bert-mean-bf16", 2**-7)):
+        for key, tensor in read_weights(tiny_folder(name)).tensors.items():
+            narrow, wide = tensor.read_float32(), whole[key].read_float32()
+            assert np.abs(narrow - wide).max() <= step * np.abs(wide).max()
+
+
+def test_relative_buckets():
+    distances = np.array([-200, -128, -16, -8, -7, -1, 0, 1, 7, 8, 16, 127, 200])
+    assert relative_buckets(distances).tolist() == [15, 15, 10, 8, 7, 1, 0, 17, 23, 24, 26, 31, 31]
+
+
+def test_a_zero_vector_stays_zero_and_large_ones_do_not_overflow():
+    rows = np.array([[0, 0], [3, 4], [3e30, 4e30]], dtype=np.float32)
+    assert normalised(rows) == pytest.approx(np.array([[0, 0], [0.6, 0.8], [0.6, 0.8]]))
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder("bert-mean"), tmp_path / "model")
+
+
+def change(path, **more):
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def test_the_limit_without_a_sentence_config_is_the_position_table(folder):
+    (folder / "sentence_bert_config.json").unlink()
+    assert read_configuration(folder).max_input_length == 128
+    shutil.copy(folder / "config.json", folder / "sentence_roberta_config.json")
+    change(folder / "sentence_roberta_config.json", max_seq_length=77)
+    assert read_configuration(folder).max_input_length == 77
+
+
+def test_a_limit_beyond_the_position_table_is_cut(folder):
+    change(folder / "sentence_bert_config.json", max_seq_length=4096)
+    configuration = read_configuration(folder)
+    assert configuration.max_input_length == 128
+    assert configuration.warnings
+
+
+def test_pooling_without_a_config_is_cls_for_berts(folder):
+    shutil.rmtree(folder / "1_Pooling")
+    configuration = read_configuration(folder)
+    assert configuration.pooling is Pooling.CLS
+    assert configuration.warnings
+    assert read_configuration(folder, pooling=Pooling.MEAN).pooling is Pooling.MEAN
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling_mode_mean_tokens": False}, "names no pooling mode"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode": "weightedmean"}, "names no pooling mode"),
+    ],
+)
+def test_other_pooling_modes_are_refused(folder, changes, message):
+    change(folder / "1_Pooling" / "config.json", **changes)
+    with pytest.raises(StartError, match=message):
+        read_configuration(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
+        ({"hidden_size": None}, "config.json has no hidden_size"),
+        ({"hidden_size": "32"}, "hidden_size is '32'"),
+        ({"num_attention_heads": 5}, "not a multiple"),
+        ({"model_type": ["bert"]}, "model type"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+    ],
+)
+def test_configs_that_make_no_sense(folder, changes, message):
+    change(folder / "config.json", **changes)
+    with pytest.raises(StartError, match=message):
+        read_configuration(folder)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [{"type": "x.WordWeights", "path": ""}],
+        [{"type": "x.Dense", "path": "../2_Dense"}],
+        [{"type": "x.Dense", "path": "/2_Dense"}],
+        [{"path": ""}],
+        {},
+        5,
+    ],
+    ids=str,
+)
+def test_modules_that_are_not_understood_are_refused_not_ignored(folder, modules):
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if modules == {}:
+        read_configuration(folder)
+    else:
+        with pytest.raises(StartError):
+            read_configuration(folder)
+
+
+def test_models_in_packages_are_found_without_importing(tmp_path, monkeypatch):
+    package = tmp_path / "model_in_a_package"
+    (package / "weights").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_in_package("model_in_a_package/weights") == package / "weights"
+    assert "model_in_a_package" not in sys.modules
+    with pytest.raises(StartError, match="package model_in_a_package has no folder other"):
+        find_in_package("model_in_a_package/other")
+    for wrong in ("model_in_a_package/../x", "a.b/c", "", "model_in_a_package//etc"):
+        with pytest.raises(StartError):
+            find_in_package(wrong)
+
+
+def test_a_mapped_id_whose_source_is_gone_falls_back_to_the_hub(folder):
+    sources = {"acme/here": str(folder), "acme/gone": "/no/such/folder"}
+    found = find_model("acme/here", sources=sources, revision="abc", hub_options=OFFLINE)
+    assert (found.folder, found.sha) == (folder, None)
+    with pytest.raises(StartError, match="there is no network"):
+        find_model("acme/gone", sources=sources, revision=None, hub_options=OFFLINE)
+
+
+def test_the_hub_cache_is_read_by_branch_and_commit(folder, tmp_path):
+    commit = "ab" * 20
+    root = tmp_path / "hub" / "models--acme--tiny"
+    snapshot = root / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    options = HubOptions(cache=str(tmp_path / "hub"), offline=True)
+    for revision in (None, "main", commit):
+        found = find_model("acme/tiny", sources={}, revision=revision, hub_options=options)
+        assert (found.folder, found.sha) == (snapshot, commit)
+    assert cached_snapshot(tmp_path / "hub", "acme/tiny", "other") is None
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "1_Pooling" / "config.json").unlink()
+    assert missing_files(snapshot) == ["tokenizer.json", "1_Pooling/config.json"]
+    with pytest.raises(StartError, match=r"missing tokenizer\.json, 1_Pooling/config\.json"):
+        find_model("acme/tiny", sources={}, revision=None, hub_options=options)

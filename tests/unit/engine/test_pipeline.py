@@ -1,0 +1,185 @@
+"""The pipeline with a model that misbehaves on command."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tei_engine import errors
+from tei_engine.batching.jobs import Ask, Want
+from tei_engine.batching.pipeline import Pipeline, Sizing
+from tei_engine.tokenization.tokenizer import Piece
+
+
+class Model:
+    """Vectors that tell their text: [number of tokens, first token, 0]. Ids ask for mischief."""
+
+    NAN, RAISE, BLOCK = 66, 77, 88
+    vocab_size = 520
+    dimension = 3
+    has_wide = True
+
+    def __init__(self):
+        self.runs = []
+        self.gate = threading.Event()
+        self.blocked = threading.Event()
+
+    def pooled(self, texts, *, wide=False):
+        self.runs.append((wide, [len(text) for text in texts]))
+        first = [text[0] for text in texts]
+        if self.BLOCK in first:
+            self.blocked.set()
+            assert self.gate.wait(10)
+        if self.RAISE in first:
+            raise RuntimeError("boom")
+        rows = np.array([[len(text), text[0], 0] for text in texts], dtype=np.float32)
+        rows[[number == self.NAN for number in first]] = np.nan
+        return rows
+
+    def tokens(self, texts, *, wide=False):
+        return [np.ones((len(text), 2), dtype=np.float32) for text in texts]
+
+
+class Observer:
+    def __init__(self):
+        self.entries = []
+
+    def saw_run(self, outcome):
+        pass
+
+    def saw_entry(self, entry, succeeded):
+        self.entries.append((entry.ids[0] if entry.ids else None, succeeded))
+
+
+@pytest.fixture
+async def pipeline(tiny):
+    made = []
+
+    def make(**more):
+        sizing = {
+            "max_concurrent_requests": 64,
+            "run_tokens": 64,
+            "max_batch_tokens": 16384,
+            "max_batch_requests": None,
+            "max_input_length": 64,
+            "tokenization_workers": 1,
+            "compute_workers": 2,
+        }
+        made.append(Pipeline(Model(), tiny("bert-mean").tokenizer, Sizing(**sizing | more), Observer()))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.model.gate.set()
+        one.close()
+
+
+def ids(*rows):
+    return tuple(Piece(ids=tuple(row)) for row in rows)
+
+
+def raw(*rows, **more):
+    return Ask(ids(*rows), normalize=False, **more)
+
+
+async def test_rows_come_back_in_their_order(pipeline):
+    job = await pipeline().run(raw([5] * 9, [6] * 3, [7] * 60, [8]))
+    assert job.vectors.tolist() == [[9, 5, 0], [3, 6, 0], [60, 7, 0], [1, 8, 0]]
+
+
+async def test_vectors_are_cut_and_normalised_as_asked(pipeline):
+    one = pipeline()
+    whole = (await one.run(Ask(ids([4] * 3)))).vectors
+    assert whole[0] == pytest.approx([0.6, 0.8, 0])
+    assert (await one.run(Ask(ids([4] * 3), dimensions=1))).vectors.tolist() == [[1.0]]
+    assert (await one.run(Ask(ids([0] * 3), dimensions=2))).vectors.tolist() == [[1.0, 0.0]]
+    tokens = (await one.run(Ask(ids([4] * 3, [5]), want=Want.TOKENS))).tokens
+    assert [rows.shape for rows in tokens] == [(3, 2), (1, 2)]
+
+
+async def test_a_lone_run_is_wide(pipeline):
+    one = pipeline()
+    await one.run(raw([5] * 9))
+    assert one.model.runs == [(True, [9])]
+
+
+async def test_an_entry_that_fails_fails_alone(pipeline):
+    one = pipeline(compute_workers=1)
+    blocker = asyncio.create_task(one.run(raw([Model.BLOCK])))
+    await asyncio.to_thread(one.model.blocked.wait, 10)
+    good = [asyncio.create_task(one.run(raw([5, 5]))) for _ in range(3)]
+    bad = asyncio.create_task(one.run(raw([Model.RAISE, 5])))
+    nan = asyncio.create_task(one.run(raw([Model.NAN, 5])))
+    while one.queue_size < 5:
+        await asyncio.sleep(0.001)
+    one.model.gate.set()
+    assert [(await task).vectors.tolist() for task in good] == [[[2, 5, 0]]] * 3
+    with pytest.raises(errors.RequestError, match="Backend error: boom"):
+        await bad
+    with pytest.raises(errors.RequestError, match="Backend error: embedding is NaN"):
+        await nan
+    await blocker
+    assert [2] * 5 in [lengths for _, lengths in one.model.runs], "they shared one run at first"
+
+
+async def test_the_first_failing_row_is_named(pipeline):
+    with pytest.raises(errors.RequestError) as caught:
+        await pipeline().run(raw([5], [5, 5], [Model.NAN]))
+    assert caught.value.row == 2
+
+
+async def test_after_a_failure_a_self_test_decides_about_health(pipeline):
+    one = pipeline()
+    with pytest.raises(errors.RequestError):
+        await one.run(raw([Model.RAISE]))
+    deadline = time.monotonic() + 5
+    while not one.is_healthy:  # asks for the self-test, which succeeds
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+async def test_cancelled_requests_are_not_computed(pipeline):
+    one = pipeline(compute_workers=1)
+    blocker = asyncio.create_task(one.run(raw([Model.BLOCK])))
+    await asyncio.to_thread(one.model.blocked.wait, 10)
+    waiting = asyncio.create_task(one.run(raw([5] * 7, [6] * 7)))
+    while one.queue_size < 2:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert one.queue_size == 0
+    one.model.gate.set()
+    await blocker
+    assert not any(7 in lengths for _, lengths in one.model.runs)
+
+
+async def test_expired_requests_are_not_computed(pipeline):
+    one = pipeline()
+    with pytest.raises(errors.RequestError) as caught:
+        await one.run(raw([5] * 7, deadline=time.monotonic() - 1))
+    assert caught.value.kind is errors.ErrorKind.DEADLINE
+    assert one.model.runs == []
+
+
+async def test_abort_answers_everybody(pipeline):
+    one = pipeline(compute_workers=1)
+    tasks = [asyncio.create_task(one.run(raw([Model.BLOCK]))), asyncio.create_task(one.run(raw([5])))]
+    await asyncio.to_thread(one.model.blocked.wait, 10)
+    await asyncio.sleep(0)
+    assert one.abort() == 2
+    for task in tasks:
+        with pytest.raises(errors.RequestError, match="shutting down"):
+            await task
+
+
+async def test_many_requests_at_once_all_get_their_own_answer(pipeline):
+    one = pipeline()
+    lengths = [1 + (number * 37) % 64 for number in range(300)]
+    jobs = await asyncio.gather(*(one.run(raw([number % 60 + 1] * n)) for number, n in enumerate(lengths)))
+    for number, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
+        assert job.vectors.tolist() == [[length, number % 60 + 1, 0]]
+    for _, run in one.model.runs:
+        assert max(run) * len(run) <= 64
