@@ -276,8 +276,8 @@ async def test_a_call_that_takes_too_long(engines):
 
 async def test_an_engine_that_speaks_grpc_only(house, engines):
     port = engines.start("--protocol", "grpc", "--dimensions", "16", "--error-inputs", "bad")
-    house.fleet._protocol = Protocol.GRPC
     await house.run("tei", port, EngineKind.TEI)
+    house.fleet.become_ready("tei", protocol=Protocol.GRPC)
     for texts in (["one"], [f"text {n}" for n in range(300)]):
         answer = await house.client.embeddings.create(model="tei", input=texts)
         found = np.array([item.embedding for item in answer.data], dtype=np.float32)

@@ -142,6 +142,7 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 date_header=True,
                 ws="none",
                 timeout_keep_alive=75,

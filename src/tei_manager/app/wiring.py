@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import prometheus_client
 from starlette.types import ASGIApp
 
 from tei_manager.adapters import log_files
@@ -23,9 +22,9 @@ from tei_manager.adapters.prober import EngineProber
 from tei_manager.adapters.store.lock import StateLock
 from tei_manager.adapters.store.toml_state import TomlStore
 from tei_manager.adapters.telemetry.grpc_metrics import PrometheusGrpcMetrics
-from tei_manager.adapters.telemetry.prometheus import PrometheusMetrics
+from tei_manager.adapters.telemetry.prometheus import PrometheusMetrics, new_registry
 from tei_manager.adapters.upstream.grpc import GrpcUpstreams
-from tei_manager.adapters.upstream.http import AiohttpUpstream, HttpUpstreamSettings
+from tei_manager.adapters.upstream.http import HttpUpstreams
 from tei_manager.config.load import Loaded
 from tei_manager.config.schema import Config
 from tei_manager.control.fleet import Fleet
@@ -53,7 +52,7 @@ class App:
     driver: SubprocessDriver
     store: TomlStore
     prober: EngineProber
-    http_upstreams: AiohttpUpstream
+    http_upstreams: HttpUpstreams
     grpc_upstreams: GrpcUpstreams
 
     async def close(self) -> None:
@@ -68,13 +67,12 @@ class App:
 def build(loaded: Loaded) -> App:
     """Connect the parts; starts nothing and opens no file but the lock's when it is entered."""
     config = loaded.config
-    registry = prometheus_registry()
+    registry = new_registry()
     metrics = PrometheusMetrics(registry, version=version("tei-manager"))
     grpc_metrics = PrometheusGrpcMetrics(registry)
     router = Router()
     prober = EngineProber()
-    http_upstreams = AiohttpUpstream(HttpUpstreamSettings(connect_timeout_secs=config.grpc_connect_timeout_secs))
-    router.pool.on_gone(http_upstreams.forget)
+    http_upstreams = HttpUpstreams(connect_timeout_secs=config.grpc_connect_timeout_secs)
     grpc_upstreams = GrpcUpstreams(
         connect_timeout_secs=config.grpc_connect_timeout_secs,
         max_message_bytes=config.grpc_max_message_size_mb * MIB,
@@ -99,6 +97,7 @@ def build(loaded: Loaded) -> App:
     gateway = Gateway(
         router=router,
         http=http_upstreams,
+        grpc=grpc_upstreams,
         metrics=metrics,
         settings=GatewaySettings(request_timeout_secs=config.gateway.request_timeout_secs),
     )
@@ -172,10 +171,6 @@ def grpc_settings(config: Config) -> GrpcDoorSettings:
         request_timeout_secs=config.grpc_request_timeout_secs,
         default_target=config.grpc_default_target,
     )
-
-
-def prometheus_registry() -> prometheus_client.CollectorRegistry:
-    return prometheus_client.CollectorRegistry()
 
 
 def embedded_program(environ: Mapping[str, str]) -> str:

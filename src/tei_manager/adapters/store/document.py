@@ -70,6 +70,7 @@ _OWN = (
     Field("intent_nonce", Optional(Text())),
     Field("ports", _TABLE),
     Field("handle", _TABLE),
+    Field("launched", Optional(Text())),
     Field("seed", _TABLE),
 )
 _OWN_NAMES = {entry.name for entry in _OWN}
@@ -158,6 +159,7 @@ class _Reader:
             ever_ready=own["ever_ready"],
             intent_nonce=own["intent_nonce"] or nonce,
             handle=handle,
+            launched=own["launched"],
             seed=None if own["seed"] is None else dict(own["seed"]),
         )
 
@@ -215,6 +217,7 @@ def _encode_record(record: Record) -> dict[str, object]:
         "intent_nonce": record.intent_nonce,
         "ports": ports,
         "handle": _encode_handle(record.handle) if record.handle else None,
+        "launched": record.launched,
         "seed": record.seed,
     }
     return _without_none(values)

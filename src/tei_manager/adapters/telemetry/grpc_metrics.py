@@ -1,7 +1,7 @@
 """Metrics of the gRPC door for prometheus_client.
 
-They are counted in plain numbers and turned into the library's families when somebody asks: its own counters take a
-lock each, and the warm path of a call would take ten.
+They are counted in plain numbers and turned into the library's families when somebody asks: its own counters take
+a lock each, and the warm path of a call would take ten.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding")
 class HttpUpstreams:
     """Implements `ports.http_upstream.HttpUpstream`: one set of kept-open connections per endpoint uid.
 
-    How many calls run at once is the pool's business, so connections are not counted here. Use it in one event loop.
+    How many calls run at once is the pool's business, so connections are not counted here. Belongs to one event
+    loop.
     """
 
     def __init__(self, *, connect_timeout_secs: float = 5.0, max_answer_bytes: int = 256 * 1024 * 1024) -> None:
