@@ -132,10 +132,14 @@ class PoolMachine(RuleBasedStateMachine):
         left = self.model.of(uid)
         for caller in left:
             caller.is_cut = True
-        if leaves_too and left:
-            left[0].is_cancelled = True
-            left[0].task.cancel()
-        assert self.runner.run(self.pool.withdraw(uid, drain_secs=0)) == len(left)
+
+        async def withdraw() -> int:
+            if leaves_too and left:
+                left[0].is_cancelled = True
+                left[0].task.cancel()
+            return await self.pool.withdraw(uid, drain_secs=0)
+
+        assert self.runner.run(withdraw()) == len(left)
         self.settle()
         assert self.model.of(uid) == []
 

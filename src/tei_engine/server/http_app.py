@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hmac
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from tei_engine import errors
 from tei_engine.batching.jobs import Want
 from tei_engine.server import describe, error_table, http_requests
 from tei_engine.server.http_requests import BodyError
-from tei_engine.server.service import Answer, Options, Phase, Service
+from tei_engine.server.service import Answer, Options, Phase, Service, internal_error
 
 _log = logging.getLogger(__name__)
 
@@ -79,38 +80,50 @@ class HttpApp:
             "/tokenize": {"POST": self._tokenize},
             "/decode": {"POST": self._decode},
         }
-        self._open = {"/metrics"}
         self._unguarded = {self._health, self._metrics}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3)."""
         if scope["type"] != "http":
             return
-        path: str = scope["path"]
-        headers = dict(scope["headers"])
+        began = time.perf_counter()
+        method, path, headers = scope["method"], scope["path"], dict(scope["headers"])
         watch: asyncio.Task[None] | None = None
         try:
-            handler = self._admit(scope["method"], path, headers)
+            handler = self._admit(method, path, headers)
             body = b""
-            if scope["method"] == "POST":
+            if method == "POST":
                 body = await self._read_body(headers, receive)
                 watch = _watch_for_disconnect(receive)
-            reply = await handler(Call(path, headers, body))
+            try:
+                reply = await self._guarded(handler, Call(path, headers, body))
+            finally:
+                if watch is not None:
+                    watch.cancel()  # the connection also "disconnects" when its answer is complete
+            await self._send(reply, headers, send)
         except _Refused as refused:
             reply = refused.reply
-        except BodyError as error:
-            self._service.metrics.failures.add("validation")
-            reply = Reply(error.status, error.message.encode(), [_TEXT])
-        except errors.RequestError as error:
-            reply = _error_reply(error, path)
+            await self._send(reply, headers, send)
+        except _Gone:
+            return
         except asyncio.CancelledError:
-            if watch is None or not watch.done():
-                raise
-            return  # the client has gone: its entries are dropped, and there is nobody to answer
-        finally:
-            if watch is not None:
-                watch.cancel()
-        await self._send(reply, headers, send)
+            if watch is not None and watch.done() and not watch.cancelled():
+                return  # the client has gone: its entries are dropped, and there is nobody to answer
+            raise
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s %s %d %.1f ms", method, path, reply.status, (time.perf_counter() - began) * 1000)
+
+    async def _guarded(self, handler: Handler, call: Call) -> Reply:
+        """The handler's reply, or the one its error stands for."""
+        try:
+            return await handler(call)
+        except BodyError as error:
+            self._service.count_refused("validation")
+            return Reply(error.status, error.message.encode(), [_TEXT])
+        except errors.RequestError as error:
+            return _error_reply(error, call.path)
+        except Exception as error:  # a fault of ours costs one answer, not the process
+            return _error_reply(internal_error(error), call.path)
 
     def _admit(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Handler:
         """The handler of a route that may be entered now; anything else is refused."""
@@ -128,7 +141,7 @@ class HttpApp:
         if handler not in self._unguarded:
             self._check_key(headers)
             if self._service.phase is Phase.LOADING:
-                raise errors.unhealthy(Phase.LOADING.value)
+                raise _Refused(_error_reply(errors.unhealthy(Phase.LOADING.value), path))
             if method == "POST" and not _is_json(headers.get(b"content-type", b"")):
                 text = b"Expected request with `Content-Type: application/json`"
                 raise _Refused(Reply(415, text, [_TEXT]))
@@ -152,7 +165,7 @@ class HttpApp:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError
+                raise _Gone
             part = message.get("body", b"")
             size += len(part)
             if size > limit:
@@ -263,7 +276,7 @@ class HttpApp:
 
         async def handler(call: Call) -> Reply:
             http_requests.read_object(call.body)
-            self._service.metrics.failures.add("model_type")
+            self._service.count_refused("model_type")
             raise errors.backend(message, label="model_type")
 
         return handler
@@ -284,6 +297,10 @@ class MetricsApp:
         with contextlib.suppress(OSError):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
+
+
+class _Gone(Exception):
+    """The client hung up before its request was complete."""
 
 
 class _Refused(Exception):

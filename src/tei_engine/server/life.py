@@ -213,6 +213,9 @@ async def _drain(
             await service.wait_calm()
     except TimeoutError:
         _log.warning("%d requests were cut off after %d s", service.abort(), grace)
+    if listener is not None:
+        # what is still open now waits for nothing we compute: health watches, silent streams
+        tasks = [*tasks, asyncio.create_task(listener.drain(0.5), name="grpc-stop")]
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(3):
             await asyncio.gather(*tasks, *([draining] if draining else []), return_exceptions=True)

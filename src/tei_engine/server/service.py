@@ -142,6 +142,11 @@ class Service:
         if not self.loaded.pipeline.is_healthy:
             raise errors.unhealthy("unhealthy")
 
+    def count_refused(self, label: str) -> None:
+        """Count a request that was turned away before it became one of `embed`."""
+        self.metrics.requests.add("single")
+        self.metrics.failures.add(label)
+
     async def embed(
         self,
         inputs: Sequence[Input],
@@ -276,17 +281,20 @@ class Service:
             raise
         except Exception as error:
             self.metrics.failures.add("inference")
-            number = uuid.uuid4().hex[:12]
-            _log.exception("internal error %s", number)
-            raise errors.RequestError(
-                errors.ErrorKind.BACKEND, f"internal error {number}", label="inference"
-            ) from error
+            raise internal_error(error) from error
         else:
             self.metrics.successes.add(method)
         finally:
             self._active -= 1
             if not self._active:
                 self._calm.set()
+
+
+def internal_error(error: Exception) -> errors.RequestError:
+    """What the caller learns of a fault of ours: a number, under which the log has the traceback."""
+    number = uuid.uuid4().hex[:12]
+    _log.error("internal error %s", number, exc_info=error)
+    return errors.RequestError(errors.ErrorKind.BACKEND, f"internal error {number}", label="inference")
 
 
 def find_prompt(name: str, configuration: Configuration) -> str:

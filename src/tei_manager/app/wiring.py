@@ -30,6 +30,7 @@ from tei_manager.config.schema import Config
 from tei_manager.control.fleet import Fleet
 from tei_manager.control.settings import Settings
 from tei_manager.control.world import World
+from tei_manager.domain.instance import EngineKind
 from tei_manager.engines import catalog
 from tei_manager.policy import ports, restart
 from tei_manager.serving.gateway import Gateway, GatewaySettings
@@ -79,7 +80,7 @@ def build(loaded: Loaded) -> App:
         metrics=grpc_metrics,
     )
     driver = SubprocessDriver()
-    store = TomlStore(config.state_file)
+    store = TomlStore(config.state_file, default_engine=default_engine(config))
     world = World(
         engines=catalog.ENGINES,
         driver=driver,
@@ -171,6 +172,11 @@ def grpc_settings(config: Config) -> GrpcDoorSettings:
         request_timeout_secs=config.grpc_request_timeout_secs,
         default_target=config.grpc_default_target,
     )
+
+
+def default_engine(config: Config) -> EngineKind:
+    """`tei` where its binary is found, else `embedded`."""
+    return EngineKind.TEI if shutil.which(config.tei_binary_path) else EngineKind.EMBEDDED
 
 
 def embedded_program(environ: Mapping[str, str]) -> str:

@@ -50,7 +50,7 @@ class CallerError(TeiManagerError):
 
 
 class InvalidSpec(CallerError):
-    """A specification has problems. Message and code are those of the first; a problem of a flag is INVALID_CONFIG."""
+    """A specification has problems. Message and code are those of the first; for a flag it is INVALID_CONFIG."""
 
     code = "INVALID_CONFIG"
     # these say what is wrong with `extra_args`; as the error's own code they would be news to most callers

@@ -190,6 +190,21 @@ def test_a_metrics_port_of_its_own(launch, tiny_folder, a_free_port):
     assert engine.stop() == 0
 
 
+def test_an_open_health_watch_does_not_hold_the_process(launch, tiny_folder):
+    engine = launch("--model-id", str(tiny_folder("bert-mean")))
+    engine.wait_for("Ready")
+    with grpc.insecure_channel(f"127.0.0.1:{engine.grpc_port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="tei.v1.Embed"))
+        assert next(watch).status == 1
+        began = time.monotonic()
+        assert engine.stop() == 0
+        assert time.monotonic() - began < 5
+        statuses = []
+        with pytest.raises(grpc.RpcError):
+            statuses.extend(answer.status for answer in watch)
+        assert 1 not in statuses
+
+
 class _Hub(BaseHTTPRequestHandler):
     """Enough of the hub to download one model; `gate` holds every answer back until it is set."""
 

@@ -96,7 +96,7 @@ async def test_what_is_left_when_time_is_over_is_cut(pool: Pool) -> None:
     running = asyncio.create_task(hold(pool, A, got))
     await got.wait()
     assert await pool.withdraw(A.uid, drain_secs=0.01) == 1
-    with pytest.raises(errors.Withdrawn, match="^Instance 'a' was stopped$"):
+    with pytest.raises(errors.Withdrawn, match=r"^Instance 'a' was stopped$"):
         await running
     assert not running.cancelled()
 

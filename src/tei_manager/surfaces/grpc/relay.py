@@ -13,6 +13,8 @@ from tei_manager.serving.forward import Call
 from tei_manager.surfaces.grpc import metadata, targets
 from tei_manager.surfaces.grpc.silence import Silence
 
+_TURNS = 3
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -67,11 +69,19 @@ class Relay:
                 self._silence.sent()
                 received = await self._context.read()
                 if received is grpc.aio.EOF:
-                    # a broken connection reads as an end, too: let the cancellation that follows come first
-                    await asyncio.sleep(0)
+                    await self._let_cancellation_come()
                     break
                 message = self._reader.later(received, self._call.routing)
         except Exception as error:
             self._refusal = error
         self._silence.all_sent()
         await stream.done_sending()
+
+    async def _let_cancellation_come(self) -> None:
+        """A broken stream reads as an end, too, and the library tells of the breaking a moment later.
+
+        Another read is answered after that news; the turns are those it takes to reach this task.
+        """
+        await self._context.read()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
