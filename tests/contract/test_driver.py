@@ -357,6 +357,8 @@ async def test_argv_and_environment_are_exact(real: RealRig) -> None:
     handle = await real.driver.start(order)
     real.started.append(handle)
     process = Path(f"/proc/{handle.pid}")
+    # the kernel shows both only an instant after the new program has taken over
+    await until(lambda: bool((process / "environ").read_bytes()))
     assert (process / "cmdline").read_bytes() == b"\0".join(map(os.fsencode, argv)) + b"\0"
     given = dict(item.split("=", 1) for item in (process / "environ").read_text().rstrip("\0").split("\0"))
     assert given == {**env, "TEI_MANAGER_NONCE": order.nonce}

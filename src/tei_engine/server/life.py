@@ -19,6 +19,7 @@ import uvicorn
 
 from tei_engine.server import describe, listening
 from tei_engine.server.http_app import HttpApp, MetricsApp
+from tei_engine.server.http_heads import BoundedHeads
 from tei_engine.server.service import Loaded, Service
 from tei_engine.server.settings import Settings
 
@@ -130,7 +131,7 @@ def _import_grpc() -> Any:
 def _uvicorn(app: Any, settings: Settings) -> _Server:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHeads,
         ws="none",
         lifespan="off",
         interface="asgi3",

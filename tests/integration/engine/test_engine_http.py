@@ -369,6 +369,19 @@ def test_hostile_texts_are_just_texts(engine, text):
     assert engine.post("/embed", {"inputs": text}).status == 200
 
 
+@pytest.mark.parametrize("line", [b"x-many: a\r\n", b"x" * 1000], ids=["many headers", "one endless header"])
+def test_a_head_without_end_is_hung_up_on(engine, line):
+    with socket.create_connection(("127.0.0.1", engine.port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        with pytest.raises(ConnectionError):
+            connection.sendall(line * (32 * 2**20 // len(line)))
+    assert engine.get("/health").status == 200
+
+
+def test_a_large_body_is_no_head(engine):
+    assert engine.post("/embed", {"inputs": "a" * 1_000_000}).status == 200
+
+
 def test_a_client_that_hangs_up_harms_nobody(engine):
     for cut in (b"POST /embed HTTP/1.1\r\ncontent-le", b"POST /embed HTTP/1.1\r\ncontent-length: 100\r\n\r\n{"):
         with socket.create_connection(("127.0.0.1", engine.port), timeout=10) as connection:

@@ -46,7 +46,7 @@ def test_equal_load_gives_strict_rotation(pool: Pool) -> None:
     assert picked == ["a", "b", "c", "a", "b", "c", "a"]
 
 
-def test_fewest_calls_in_flight_win(pool: Pool) -> None:
+async def test_fewest_calls_in_flight_win(pool: Pool) -> None:
     with pool.permit(A), pool.permit(A), pool.permit(B):
         assert pool.pick((A, B)) is B
         assert (pool.in_flight(A.uid), pool.in_flight(B.uid)) == (2, 1)

@@ -41,7 +41,7 @@ class GrpcDoorSettings:
 
 
 class GrpcDoor:
-    """`bind`, `start`, `stop`, in this order, each once, in one event loop."""
+    """`bind`, `start`, `stop`, in this order, each once. Construct it inside the running event loop."""
 
     def __init__(
         self,
