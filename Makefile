@@ -14,8 +14,8 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with everything the other targets need
 
 .uv/bin/uv:
-	$(PYTHON) -m venv .uv
-	.uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		--target .uv --require-hashes -r requirements/bootstrap.lock
 
 $(STAMP): requirements/dev.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
