@@ -14,7 +14,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv with everything the other targets need
 
 .uv/bin/uv:
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
 		--target .uv --require-hashes -r requirements/bootstrap.lock
 
 $(STAMP): requirements/dev.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
