@@ -1,7 +1,7 @@
 """The main job, for real: `make demo`.
 
 Starts the manager with `config/quickstart.toml`, waits until its model answers, and embeds a few sentences through
-every door: TEI's REST on the instance, OpenAI's HTTP and gRPC on the manager. With `--exit` it then ends by itself,
+every door: TEI's REST on the instance, OpenAI HTTP and gRPC on the manager. With `--exit` it then ends by itself,
 with 0 if all went well; else it stays up until Ctrl-C.
 """
 

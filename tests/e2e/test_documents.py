@@ -96,7 +96,7 @@ def here(text: str, manager: Any) -> str:
 
 
 def agrees(printed: Any, answered: Any) -> bool:
-    """Whether an answer is what was printed. A printed list may end in "..."; instants, ids, last digits may differ."""
+    """Whether an answer is what was printed. A printed list may end in "..."; instants and ids may differ."""
     if isinstance(printed, dict):
         return printed.keys() == answered.keys() and all(agrees(printed[key], answered[key]) for key in printed)
     if isinstance(printed, list):
