@@ -147,3 +147,26 @@ def test_metrics_count_what_happened(manager: Any) -> None:
     ):
         assert line in text
     assert "tei_manager_build_info" in text
+
+
+def test_an_engine_with_a_key_of_its_own_is_called_with_it_and_shows_it_to_nobody(manager: Any) -> None:
+    folder = str(Path(__file__).parents[1] / "fixtures" / "tiny_models" / "bert-mean")
+    manager.write(model_roots=[folder])
+    manager.start()
+    made = manager.post(
+        "/instances?wait=true",
+        {"name": "keyed", "model_id": folder, "engine": "embedded", "extra_args": ["--api-key", "open-sesame"]},
+    )
+    assert made.status == 201, made.body
+    assert manager.post("/v1/embeddings", {"model": "keyed", "input": "the cat"}).status == 200
+    with grpc.insecure_channel(f"127.0.0.1:{manager.grpc}") as channel:
+        stub = mux_grpc.TeiMultiplexerStub(channel)
+        assert len(stub.Embed(create_request("the cat", target="keyed"), timeout=10).embeddings) == 32
+        assert len(list(stub.EmbedStream(iter([create_request("the cat", target="keyed")]), timeout=10))) == 1
+    direct = manager.call(
+        "POST", "/v1/embeddings", {"model": "keyed", "input": "x"}, {"authorization": "Bearer no"}
+    )
+    assert direct.status == 200  # the caller's own credential never reaches the engine
+    assert "open-sesame" not in json.dumps(manager.get("/instances").body)
+    assert "open-sesame" not in manager.log()
+    assert "open-sesame" not in "\n".join(manager.get("/instances/keyed/logs").body["lines"])

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,14 @@ class Engine:
 
     def wait_until_ready(self) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-            tei_pb2_grpc.InfoStub(channel).Info(tei_pb2.InfoRequest(), wait_for_ready=True, timeout=30)
+            while True:
+                try:
+                    tei_pb2_grpc.InfoStub(channel).Info(tei_pb2.InfoRequest(), wait_for_ready=True, timeout=30)
+                    return
+                except grpc.RpcError as error:  # it may listen while it loads
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or self.process.poll() is not None:
+                        raise
+                time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -328,6 +336,22 @@ async def test_calls_survive_the_death_of_one_of_two_engines(
     assert door.metric('tei_mux_retries_total{instance="dying"}') == "1.0"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Embed(create_request("x", "dying"))
+    assert caught.value.details() == "Instance 'dying' is unreachable"
+
+
+@pytest.mark.parametrize("exit_code", ["1", "-9"])
+async def test_an_engine_that_dies_in_a_stream_is_unreachable_after_its_answers(
+    door: Door, channel: grpc.aio.Channel, start: Callable[..., Engine], exit_code: str
+) -> None:
+    door.announce("dying", start("--crash-after-requests", "2", "--exit-code", exit_code))
+    call = mux_grpc.TeiMultiplexerStub(channel).EmbedStream()
+    for text in ("one", "two"):
+        await call.write(create_request(text, "dying"))
+        assert floats((await call.read()).embeddings) == pytest.approx(floats(rules.vector(text, 8)), abs=1e-6)
+    await call.write(create_request("three", "dying"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert caught.value.details() == "Instance 'dying' is unreachable"
 
 

@@ -69,8 +69,8 @@ def build(loaded: Loaded) -> App:
     """Connect the parts; starts nothing and opens no file but the lock's when it is entered."""
     config = loaded.config
     registry = new_registry()
-    metrics = PrometheusMetrics(registry, version=version("tei-manager"))
     grpc_metrics = PrometheusGrpcMetrics(registry)
+    metrics = PrometheusMetrics(registry, version=version("tei-manager"), on_purge=grpc_metrics.forget)
     router = Router()
     prober = EngineProber()
     http_upstreams = HttpUpstreams(connect_timeout_secs=config.grpc_connect_timeout_secs)

@@ -45,7 +45,8 @@ class GrpcStream(Protocol):
     the call, nothing: `send` and `done_sending` are then without effect."""
 
     async def connected(self) -> None:
-        """Return when the call exists at the engine. If this raises, nothing was sent."""
+        """Return when the call exists at the engine; to be waited for before anything else. If this raises,
+        nothing was sent."""
         ...
 
     async def send(self, message: bytes) -> bool:

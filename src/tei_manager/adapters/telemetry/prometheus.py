@@ -49,11 +49,17 @@ class _Watched(Collector):
 class PrometheusMetrics:
     """Implements `ports.metrics.ControlMetrics` and `ports.metrics.HttpMetrics` on a given registry.
 
-    `clock` is monotonic seconds; it only decides when the counters of a deleted instance end.
+    `clock` is monotonic seconds; it only decides when the counters of a deleted instance end. `on_purge(instance)`
+    is called then, so that others end theirs.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, *, version: str, clock: Callable[[], float] = time.monotonic
+        self,
+        registry: CollectorRegistry,
+        *,
+        version: str,
+        clock: Callable[[], float] = time.monotonic,
+        on_purge: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._registry, self._clock = registry, clock
         self._watched = _Watched()
@@ -85,6 +91,7 @@ class PrometheusMetrics:
         self._upstream_retries = self._counter("upstream_retries", "Calls made again.", "upstream", "class")
         # metric and label values of every series that carries an instance's name
         self._series: dict[str, set[tuple[MetricWrapperBase, tuple[str, ...]]]] = {}
+        self._on_purge = on_purge
         self._ended: dict[str, float] = {}  # deleted instance -> when its counters end
 
     def watch(self, instances: Callable[[], Iterable[Instance]]) -> None:
@@ -142,6 +149,7 @@ class PrometheusMetrics:
             del self._ended[instance]
             for metric, labels in self._series.pop(instance, ()):
                 metric.remove(*labels)
+            self._on_purge(instance)
 
     def _of(self, instance: str, metric: MetricWrapperBase, *labels: str):  # type: ignore[no-untyped-def]
         self._series.setdefault(instance, set()).add((metric, labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
@@ -58,7 +59,7 @@ class GrpcUpstreams:
         line = self._line(endpoint)
         line.calls += 1
         try:
-            call = line.unary(path)(request, metadata=metadata, timeout=timeout_secs)
+            call = line.unary(path)(request, metadata=_with_key(endpoint, metadata), timeout=timeout_secs)
             body = await call
             return GrpcAnswer(body, tuple(await call.initial_metadata()), tuple(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
@@ -76,7 +77,8 @@ class GrpcUpstreams:
         self, endpoint: Endpoint, path: str, *, metadata: Metadata, timeout_secs: float | None
     ) -> GrpcStream:
         line = self._line(endpoint)
-        return _Stream(endpoint, line, line.stream(path)(metadata=metadata, timeout=timeout_secs), self._now)
+        call = line.stream(path)(metadata=_with_key(endpoint, metadata), timeout=timeout_secs)
+        return _Stream(endpoint, line, call, self._now)
 
     def forget(self, uid: str) -> None:
         if (line := self._lines.pop(uid, None)) is not None:
@@ -119,6 +121,12 @@ class GrpcUpstreams:
         return asyncio.get_running_loop().time()
 
 
+def _with_key(endpoint: Endpoint, metadata: Metadata) -> Metadata:
+    if endpoint.key is None:
+        return metadata
+    return (*metadata, ("authorization", f"Bearer {endpoint.key}"))
+
+
 class _Line:
     """One channel, with the callables it has made: making one costs more than a lookup."""
 
@@ -158,14 +166,19 @@ class _Stream:
             raise
 
     async def send(self, message: bytes) -> bool:
+        # not call.write(): when the engine ends the call at that moment, it replaces the engine's status, which is
+        # about to be read, by an INTERNAL of its own. Needs `connected` first, which write() would wait for.
+        if self._call.done():
+            return False
         try:
-            await self._call.write(message)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call._cython_call.send_serialized_message(message)
+        except grpc.aio.InternalError:
             return False  # why it ended is told to whoever receives
         return True
 
     async def done_sending(self) -> None:
-        await self._call.done_writing()
+        with contextlib.suppress(grpc.aio.InternalError):
+            await self._call.done_writing()
 
     async def initial_metadata(self) -> Metadata:
         return tuple(await self._call.initial_metadata())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import aiohttp
 import yarl
@@ -43,7 +44,7 @@ class HttpUpstreams:
                 wire.method,
                 url,
                 data=wire.body or None,
-                headers=wire.headers,
+                headers=_with_key(endpoint, wire.headers),
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
@@ -101,6 +102,12 @@ class HttpUpstreams:
                 skip_auto_headers=_SKIPPED,
             )
         return session
+
+
+def _with_key(endpoint: Endpoint, headers: Mapping[str, str]) -> Mapping[str, str]:
+    if endpoint.key is None:
+        return headers
+    return {**headers, "authorization": f"Bearer {endpoint.key}"}
 
 
 def _fault(endpoint: Endpoint, what: str, code: str) -> errors.UpstreamError:

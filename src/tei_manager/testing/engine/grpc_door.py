@@ -52,6 +52,9 @@ class GrpcDoor:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", _LIMIT),
             ("grpc.max_send_message_length", -1),
+            # as TEI's server: pings of a quiet connection are answered, not counted as abuse
+            ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
+            ("grpc.keepalive_permit_without_calls", 1),
         ]
         self._server = grpc.aio.server(options=settings)
         handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
