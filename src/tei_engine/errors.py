@@ -14,7 +14,7 @@ class StartError(Exception):
 
 
 class ErrorKind(enum.Enum):
-    """Who must act. The value is the `error_type` on the wire; statuses are looked up in `server.errors`."""
+    """Who must act. The value is the `error_type` on the wire; statuses are looked up in `server.error_table`."""
 
     EMPTY = "Empty"
     VALIDATION = "Validation"
@@ -45,6 +45,7 @@ class RequestError(Exception):
 
 
 EMPTY_INPUTS = "Input validation error: `inputs` cannot be empty"
+EMPTY_IDS = "Input validation error: `input_ids` cannot be empty"
 
 
 def empty(message: str) -> RequestError:
@@ -65,6 +66,11 @@ def invalid_input(message: str) -> RequestError:
 def backend(message: str, *, label: str = "inference") -> RequestError:
     """The model cannot answer this; TEI's prefix."""
     return RequestError(ErrorKind.BACKEND, f"Backend error: {message}", label=label)
+
+
+def tokenizer(reason: BaseException) -> RequestError:
+    """The tokenizer cannot take this."""
+    return RequestError(ErrorKind.TOKENIZER, f"tokenizer error {reason}", label="tokenization")
 
 
 def overloaded() -> RequestError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 import time
@@ -19,18 +20,26 @@ from tei_engine.models.embedder import Embedder, normalised
 _log = logging.getLogger(__name__)
 
 _STUCK_SECONDS = 60.0
-_IDLE, _NARROW, _WIDE_ALONE, _WIDE_SHARED = range(4)
+
+
+class _Mode(enum.Enum):
+    """How a run uses the processor."""
+
+    NARROW = "narrow"
+    WIDE_ALONE = "wide, nothing beside it"
+    WIDE_SHARED = "wide, but so long that narrow runs may go beside it"
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the entries of one run. `padded` and `real` are tokens, `seconds` the time of the run."""
+    """What became of the entries of one run: `computed` of them, of `real` tokens, `padded` ones, in `seconds`."""
 
     entries: list[Entry]
     errors: dict[int, errors.RequestError] = field(default_factory=dict)
     """By place in `entries`."""
     padded: int = 0
     real: int = 0
+    computed: int = 0
     seconds: float = 0.0
 
 
@@ -44,7 +53,7 @@ class ComputeThreads:
         self._done = done
         self._changed = threading.Condition()
         self._lanes: Lanes[Entry] = Lanes(limits)
-        self._running: dict[int, tuple[int, float]] = {}  # thread number → (mode, start)
+        self._running: dict[int, tuple[_Mode, float]] = {}  # thread number → (mode, start)
         self._mean_run = 0.01
         self._failed = False
         self._test_wanted = False
@@ -59,10 +68,14 @@ class ComputeThreads:
     @property
     def queue_size(self) -> int:
         """Entries waiting for a run."""
-        return len(self._lanes)
+        with self._changed:
+            return len(self._lanes)
 
     def is_healthy(self) -> bool:
-        """Whether the last run succeeded and none is older than 60 s; a failed one asks for a self-test."""
+        """Whether the last run, or the self-test after it, succeeded and none is older than 60 s.
+
+        While it has not, every question asks for another self-test, so that a passing fault heals.
+        """
         now = time.perf_counter()
         if any(now - began > _STUCK_SECONDS for _, began in list(self._running.values())):
             return False
@@ -115,7 +128,7 @@ class ComputeThreads:
                         self._changed.notify_all()
 
     def _may_run(self) -> bool:
-        return len(self._lanes) > 0 and all(mode is not _WIDE_ALONE for mode, _ in self._running.values())
+        return len(self._lanes) > 0 and all(mode is not _Mode.WIDE_ALONE for mode, _ in self._running.values())
 
     def _take(self, number: int) -> tuple[list[Entry], bool]:
         """Form a run, and decide whether it has the processor to itself."""
@@ -123,7 +136,7 @@ class ComputeThreads:
         entries = self._lanes.take(now=now, mean_run=self._mean_run)
         wide = self._model.has_wide and not self._running and not self._lanes
         above = max((entry.length for entry in entries), default=0) > self._limits.tokens
-        mode = _NARROW if not wide else _WIDE_SHARED if above else _WIDE_ALONE
+        mode = _Mode.NARROW if not wide else _Mode.WIDE_SHARED if above else _Mode.WIDE_ALONE
         self._running[number] = (mode, now)
         return entries, wide
 
@@ -144,6 +157,7 @@ class ComputeThreads:
             self._compute(outcome, live, wide)
             outcome.seconds = time.perf_counter() - began
             self._mean_run += 0.1 * (outcome.seconds - self._mean_run)
+            outcome.computed = len(live)
             outcome.real = sum(entries[place].length for place in live)
             outcome.padded = len(live) * max(entries[place].length for place in live)
             for place in live:
@@ -157,7 +171,7 @@ class ComputeThreads:
         except Exception as error:
             _log.warning("run of %d entries failed: %s", len(entries), error)
             if len(entries) == 1:
-                self._failed = True
+                self._failed = self._test_wanted = True  # this thread tests next: the input's fault, or ours?
                 outcome.errors[live[0]] = errors.backend(str(error))
                 return
             for place in live:  # one of them spoils it: alone, each answers for itself

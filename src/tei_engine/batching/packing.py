@@ -79,7 +79,7 @@ class Lanes(Generic[Item]):
         for job, waiting in list(self._backlog.items()):
             removed += [item for item in waiting if unwanted(item)]
             self._backlog[job] = deque(item for item in waiting if not unwanted(item))
-        self._leave([item for item in removed])
+        self._leave(removed)
         return removed
 
     def take(self, *, now: float, mean_run: float) -> list[Item]:

@@ -11,18 +11,14 @@ from tei_engine import errors
 
 
 class Permits:
-    """`limit` permits. Belongs to one event loop; releasing never awaits."""
+    """`limit` permits, `in_use` of them held. Belongs to one event loop; releasing never awaits."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.in_use = 0
         self._held: dict[int, int] = {}
         self._next = 0
         self._waiting: deque[tuple[int, asyncio.Future[int]]] = deque()
-
-    @property
-    def in_use(self) -> int:
-        """Permits held right now."""
-        return sum(self._held.values())
 
     def take_nowait(self, count: int) -> int | None:
         """Take `count` permits at once, returning the holder's number; None if they are not all free.
@@ -54,7 +50,7 @@ class Permits:
 
     def release(self, holder: int) -> None:
         """Give back what `holder` took."""
-        self._held.pop(holder, None)
+        self.in_use -= self._held.pop(holder, 0)
         self._wake()
 
     @contextmanager
@@ -80,6 +76,7 @@ class Permits:
     def _grant(self, count: int) -> int:
         self._next += 1
         self._held[self._next] = count
+        self.in_use += count
         return self._next
 
     def _wake(self) -> None:

@@ -54,6 +54,7 @@ class Pipeline:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._jobs: set[Job] = set()
+        self._is_aborted = False
         self._compute = ComputeThreads(
             model,
             workers=sizing.compute_workers,
@@ -89,6 +90,8 @@ class Pipeline:
 
         Raises RequestError with the row of the first failing input. Cancelling it drops what has not begun.
         """
+        if self._is_aborted:
+            raise errors.unhealthy("shutting down")
         job = Job(ask, dimension=self.model.dimension, loop=self._loop)
         self._jobs.add(job)
         try:
@@ -105,14 +108,13 @@ class Pipeline:
         """Run tokenizer work that needs no model."""
         return await self._tokenizers.call(work)
 
-    def abort(self) -> int:
-        """Fail everything in flight with "shutting down"; returns how many requests that were."""
-        jobs = list(self._jobs)
-        for job in jobs:
+    def abort(self) -> None:
+        """Fail everything in flight, and whatever still waits for permits, with "shutting down"."""
+        self._is_aborted = True
+        for job in self._jobs:
             if not job.is_over:
                 job.fail(errors.unhealthy("shutting down"))
                 self._drop(job)
-        return len(jobs)
 
     def close(self) -> None:
         """End the threads."""

@@ -122,10 +122,7 @@ class TokenizerThreads:
                 [entry.piece for entry in entries], max_length=self._max_length, vocab_size=self._vocab_size
             )
         except Exception as error:  # nothing one text holds may end this thread
-            unforeseen = errors.RequestError(
-                errors.ErrorKind.TOKENIZER, f"tokenizer error {error}", label="tokenization"
-            )
-            self._failed([(entry, unforeseen) for entry in entries])
+            self._failed([(entry, errors.tokenizer(error)) for entry in entries])
             return
         now = time.perf_counter()
         good: list[Entry] = []

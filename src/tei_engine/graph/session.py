@@ -38,7 +38,6 @@ class Session:
             )
         except Exception as error:  # ONNX Runtime raises its own untyped family
             raise StartError("ONNX Runtime could not load the model", str(error)) from error
-        self.threads = threads
 
     def run(self, inputs: dict[str, IntArray], outputs: list[str]) -> list[FloatArray]:
         """One forward pass; raises whatever ONNX Runtime raises."""

@@ -75,14 +75,6 @@ class Weights:
             more = f" and {len(self.missing) - 5} more" if len(self.missing) > 5 else ""
             raise StartError(f"the model's weights lack {', '.join(self.missing[:5])}{more}")
 
-    @property
-    def stored_dtype(self) -> str:
-        """The type most bytes are stored in, as safetensors spells it."""
-        totals: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
-        return max(totals, key=lambda dtype: totals[dtype], default="F32")
-
 
 def canonical(name: str, prefixes: tuple[str, ...]) -> str:
     """`name` without its architecture's prefix and with today's names for norm parameters."""

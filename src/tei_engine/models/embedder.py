@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,7 @@ class Embedder:
 
     def __init__(self, folder: Path, configuration: Configuration, threads: Threads) -> None:
         """Build the graph and open its sessions. Raises StartError with one clear line."""
-        began = time.perf_counter()
         weights = read_weights(folder, configuration.family.prefixes)
-        self.stored_dtype = weights.stored_dtype
         dense = tuple(read_dense(path) for path in configuration.dense)
         _check_dense(dense, configuration.sizes.hidden)
         graph = build.build_embedder(
@@ -44,10 +41,8 @@ class Embedder:
         self._narrow = Session(graph, threads=1)
         self._wide = Session(graph, threads=threads.wide) if threads.wide > 1 else None
         self.vocab_size = configuration.sizes.vocab
-        self.hidden = configuration.sizes.hidden
-        self.dimension = dense[-1].weight.shape[0] if dense else self.hidden
+        self.dimension = dense[-1].weight.shape[0] if dense else configuration.sizes.hidden
         self.weights_bytes = graph.weights_bytes
-        self.load_seconds = time.perf_counter() - began
 
     @property
     def has_wide(self) -> bool:
@@ -102,6 +97,7 @@ def normalised(vectors: FloatArray) -> FloatArray:
     """Rows of unit length: squares summed in float64, the scale applied in float32. A zero row stays zero."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     scales = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    np.minimum(scales, np.finfo(np.float32).max, out=scales)  # beyond it lie only vectors of denormal numbers
     scaled: FloatArray = vectors * scales.astype(np.float32)[:, None]
     return scaled
 

@@ -37,7 +37,7 @@ def find_model(
     source = sources.get(model_id)
     if source is not None:
         try:
-            return Found(_find_local(source, must_exist=True), None)
+            return Found(_find_local(source), None)
         except StartError as error:
             _log.warning("source of %s is not usable, asking the hub: %s", model_id, error)
     else:
@@ -50,15 +50,15 @@ def find_model(
 
 def _find_local_or_none(model_id: str) -> Path | None:
     if model_id.startswith(_PACKAGE) or _is_path_like(model_id) or Path(model_id).is_dir():
-        return _find_local(model_id, must_exist=True)
+        return _find_local(model_id)
     return None
 
 
-def _find_local(source: str, *, must_exist: bool) -> Path:
+def _find_local(source: str) -> Path:
     if source.startswith(_PACKAGE):
         return find_in_package(source[len(_PACKAGE) :])
     path = Path(source).expanduser()
-    if must_exist and not path.is_dir():
+    if not path.is_dir():
         raise StartError(f"model directory not found: {source}")
     return path.absolute()
 

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ _PATTERNS = (
     "[0-9]*_Dense/model.safetensors",
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_DECIDING = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+"""Files that a model need not have, but that change what is computed where it has them."""
+
+_TIMEOUT = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -47,6 +51,9 @@ class HubOptions:
 def fetch(model_id: str, *, revision: str | None, options: HubOptions) -> tuple[Path, str | None]:
     """The folder and commit of `model_id`, from the cache if complete there, else downloaded.
 
+    Other programs leave caches without files that decide how to pool (`_DECIDING`); then the hub is asked, and the
+    cache is used as it is, with a warning, where there is no hub to ask.
+
     Raises StartError: not a hub id, not reachable, or offline with files missing, which are then listed.
     """
     if not _ID.fullmatch(model_id):
@@ -55,12 +62,28 @@ def fetch(model_id: str, *, revision: str | None, options: HubOptions) -> tuple[
     snapshot = cached_snapshot(cache, model_id, revision or "main")
     missing = missing_files(snapshot) if snapshot else [*_ALWAYS, _WEIGHTS[0]]
     if snapshot is not None and not missing:
-        return snapshot, snapshot.name
+        return _completed(snapshot, model_id, revision, cache, options), snapshot.name
     if options.offline:
         raise StartError(
             f"{model_id} is not complete in {cache} and there is no network: missing {', '.join(missing)}"
         )
     return _download(model_id, revision, cache, options)
+
+
+def _completed(snapshot: Path, model_id: str, revision: str | None, cache: Path, options: HubOptions) -> Path:
+    """`snapshot` with the deciding files that the hub has, so far as it can be asked."""
+    unsure = unsure_files(snapshot)
+    if not unsure:
+        return snapshot
+    reason = "there is no network"
+    if not options.offline:
+        try:
+            # by commit: the branch may have moved on, and this is about the files that are here
+            return _download(model_id, snapshot.name, cache, options)[0]
+        except StartError as error:
+            reason = "; ".join([str(error), *error.causes])
+    _log.warning("%s: the cache lacks %s, if the model has them: %s", model_id, ", ".join(unsure), reason)
+    return snapshot
 
 
 def default_cache() -> Path:
@@ -99,6 +122,21 @@ def missing_files(snapshot: Path) -> list[str]:
     return missing + _missing_modules(snapshot)
 
 
+def unsure_files(snapshot: Path) -> list[str]:
+    """Deciding files that are neither in `snapshot` nor noted (as the hub client does) as not existing."""
+    noted = snapshot.parent.parent / ".no_exist" / snapshot.name
+    return [name for name in _DECIDING if not (snapshot / name).is_file() and not (noted / name).is_file()]
+
+
+def _note_absent(snapshot: Path, names: set[str]) -> None:
+    noted = snapshot.parent.parent / ".no_exist" / snapshot.name
+    with suppress(OSError):  # a cache that cannot be written to is asked about again
+        noted.mkdir(parents=True, exist_ok=True)
+        for name in _DECIDING:
+            if name not in names:
+                (noted / name).touch()
+
+
 def _missing_modules(snapshot: Path) -> list[str]:
     try:
         modules = orjson.loads((snapshot / "modules.json").read_bytes())
@@ -126,7 +164,7 @@ def _download(model_id: str, revision: str | None, cache: Path, options: HubOpti
     api = huggingface_hub.HfApi(token=options.token)
     began = time.monotonic()
     try:
-        info = api.model_info(model_id, revision=revision)
+        info = api.model_info(model_id, revision=revision, timeout=_TIMEOUT)
         names = {sibling.rfilename for sibling in info.siblings or []}
         weights = [_WEIGHTS[0]] if _WEIGHTS[0] in names else [_WEIGHTS[1], "model-*-of-*.safetensors"]
         with _progress(model_id):
@@ -142,9 +180,11 @@ def _download(model_id: str, revision: str | None, cache: Path, options: HubOpti
         raise StartError(f"Could not download {model_id}", _first_line(error)) from error
     _log.info("Model artifacts downloaded in %.3fs", time.monotonic() - began)
     snapshot = Path(folder)
-    missing = missing_files(snapshot)
+    # the client is content with what it has when the hub goes away in between
+    missing = missing_files(snapshot) + [n for n in _DECIDING if n in names and not (snapshot / n).is_file()]
     if missing:
         raise StartError(f"{model_id} lacks files that are needed: {', '.join(missing)}")
+    _note_absent(snapshot, names)
     return snapshot, snapshot.name
 
 

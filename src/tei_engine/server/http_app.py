@@ -31,6 +31,9 @@ _JSON = (b"content-type", b"application/json")
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
 _PROMETHEUS = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _OPENAI_PREFIXES = ("/v1/", "/v2/", "/embeddings")
+_UNCOUNTED = ("/tokenize", "/decode")
+"""Routes that need no model, which is what `te_request_count` counts."""
+
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -62,6 +65,7 @@ class HttpApp:
         self._service = service
         self._settings = service.settings
         embed, openai = self._embed, self._openai
+        rerank = self._refuse("model is not a re-ranker model")
         self._routes: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._health, "POST": embed},
             "/health": {"GET": self._health},
@@ -74,7 +78,9 @@ class HttpApp:
             "/embed_all": {"POST": self._embed_all},
             "/embed_sparse": {"POST": self._refuse("Model is not an embedding model with SPLADE pooling")},
             "/predict": {"POST": self._refuse("Model is not a classifier model")},
-            "/rerank": {"POST": self._refuse("model is not a re-ranker model")},
+            "/rerank": {"POST": rerank},
+            "/v1/rerank": {"POST": rerank},
+            "/v2/rerank": {"POST": rerank},
             "/embeddings": {"POST": openai},
             "/v1/embeddings": {"POST": openai},
             "/tokenize": {"POST": self._tokenize},
@@ -91,16 +97,17 @@ class HttpApp:
         watch: asyncio.Task[None] | None = None
         try:
             handler = self._admit(method, path, headers)
-            body = b""
-            if method == "POST":
-                body = await self._read_body(headers, receive)
-                watch = _watch_for_disconnect(receive)
-            try:
-                reply = await self._guarded(handler, Call(path, headers, body))
-            finally:
-                if watch is not None:
-                    watch.cancel()  # the connection also "disconnects" when its answer is complete
-            await self._send(reply, headers, send)
+            with self._service.in_flight():
+                body = b""
+                if method == "POST":
+                    body = await self._read_body(headers, receive)
+                    watch = _watch_for_disconnect(receive)
+                try:
+                    reply = await self._guarded(handler, Call(path, headers, body))
+                finally:
+                    if watch is not None:
+                        watch.cancel()  # the connection also "disconnects" when its answer is complete
+                await self._send(reply, headers, send)
         except _Refused as refused:
             reply = refused.reply
             await self._send(reply, headers, send)
@@ -118,7 +125,8 @@ class HttpApp:
         try:
             return await handler(call)
         except BodyError as error:
-            self._service.count_refused("validation")
+            if call.path not in _UNCOUNTED:
+                self._service.count_refused("validation")
             return Reply(error.status, error.message.encode(), [_TEXT])
         except errors.RequestError as error:
             return _error_reply(error, call.path)
@@ -260,16 +268,18 @@ class HttpApp:
 
     async def _tokenize(self, call: Call) -> Reply:
         body = http_requests.read_object(call.body)
-        texts = http_requests.read_texts(body, "inputs")
+        texts, batch = http_requests.read_texts(body, "inputs")
         name = http_requests.read_options({"prompt_name": body.get("prompt_name")}).prompt_name
         special = http_requests.read_flag(body, "add_special_tokens", default=True)
-        return _json(await self._service.tokenize(texts, add_special_tokens=special, prompt_name=name))
+        return _json(
+            await self._service.tokenize(texts, batch=batch, add_special_tokens=special, prompt_name=name)
+        )
 
     async def _decode(self, call: Call) -> Reply:
         body = http_requests.read_object(call.body)
-        ids = http_requests.read_id_lists(body, "ids")
+        ids, batch = http_requests.read_id_lists(body, "ids")
         skip = http_requests.read_flag(body, "skip_special_tokens", default=True)
-        return _json(await self._service.decode(ids, skip_special_tokens=skip))
+        return _json(await self._service.decode(ids, batch=batch, skip_special_tokens=skip))
 
     def _refuse(self, message: str) -> Handler:
         """A route of another kind of model."""

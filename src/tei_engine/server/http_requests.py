@@ -140,27 +140,27 @@ def check_unused_texts(body: Mapping[str, Any], *keys: str) -> None:
             raise shape_error(f"{key}: invalid type: expected a string")
 
 
-def read_texts(body: Mapping[str, Any], key: str) -> list[str]:
-    """A string, or a list of strings."""
+def read_texts(body: Mapping[str, Any], key: str) -> tuple[list[str], bool]:
+    """A string, or a list of strings; and whether it was a list."""
     if key not in body:
         raise shape_error(f"missing field `{key}`")
     value = body[key]
     if isinstance(value, str):
-        return [value]
+        return [value], False
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
+        return value, True
     raise shape_error(f"{key}: expected a string or a list of strings")
 
 
-def read_id_lists(body: Mapping[str, Any], key: str) -> list[list[int]]:
-    """One list of ids, or a list of such lists."""
+def read_id_lists(body: Mapping[str, Any], key: str) -> tuple[list[list[int]], bool]:
+    """One list of ids, or a list of such lists; and which of the two it was."""
     if key not in body:
         raise shape_error(f"missing field `{key}`")
     value = body[key]
     if isinstance(value, list) and all(_is_uint(item) for item in value):
-        return [value]
+        return [value], False
     if isinstance(value, list) and all(
         isinstance(ids, list) and all(_is_uint(item) for item in ids) for ids in value
     ):
-        return value
+        return value, True
     raise shape_error(f"{key}: data did not match any variant of untagged enum InputIds")

@@ -31,6 +31,8 @@ _log = logging.getLogger("text_embeddings_router")
 
 Value = TypeVar("Value")
 
+_HEALTH_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
@@ -63,12 +65,16 @@ async def serve(settings: Settings, sockets: Sockets, began: float) -> None:
         tasks.append(asyncio.create_task(servers[1].serve(sockets=[sockets.prometheus]), name="prometheus"))
     started = await _until(stop, asyncio.gather(_load(settings), _start_grpc(service, settings)))
     files, listener = started or (None, None)
+    telling: asyncio.Task[None] | None = None
     if files is not None:
         await _become_ready(service, files, began)
         if listener is not None:
             await listener.show(ready=True)
+            telling = asyncio.create_task(_tell_health(service, listener), name="grpc-health")
         _log.info("Ready")
         await stop.wait()
+    if telling is not None:
+        telling.cancel()
     await _drain(service, servers, tasks, listener)
 
 
@@ -102,7 +108,7 @@ async def _become_ready(service: Service, files: LoadedFiles, began: float) -> N
         compute_workers=settings.compute_workers,
     )
     pipeline = Pipeline(files.model, files.tokenizer, sizing, service.metrics)
-    loaded = Loaded(pipeline, files.configuration, files.model_sha, files.folder, time.perf_counter() - began)
+    loaded = Loaded(pipeline, files.configuration, files.model_sha, time.perf_counter() - began)
     service.prepare(loaded)
     describe.fill_gauges(service)
     await service.rehearse()
@@ -120,6 +126,13 @@ async def _start_grpc(service: Service, settings: Settings) -> GrpcListener | No
     )
     _log.info("Starting gRPC server: %s", address)
     return listener
+
+
+async def _tell_health(service: Service, listener: GrpcListener) -> None:
+    """Let gRPC's health, which callers may watch, follow ours until cancelled."""
+    while True:
+        await asyncio.sleep(_HEALTH_SECONDS)
+        await listener.show(ready=service.is_healthy)
 
 
 def _import_grpc() -> Any:
@@ -211,9 +224,11 @@ async def _drain(
     draining = asyncio.create_task(listener.drain(grace + 1), name="grpc-drain") if listener else None
     try:
         async with asyncio.timeout(grace):
-            await service.wait_calm()
+            await asyncio.wait(tasks)  # each ends when the last of its requests is answered, to the last byte
+            await service.wait_calm()  # and these are the gRPC listener's
     except TimeoutError:
-        _log.warning("%d requests were cut off after %d s", service.abort(), grace)
+        _log.warning("%d requests were cut off after %d s", service.active, grace)
+        service.abort()
     if listener is not None:
         # what is still open now waits for nothing we compute: health watches, silent streams
         tasks = [*tasks, asyncio.create_task(listener.drain(0.5), name="grpc-stop")]

@@ -36,7 +36,6 @@ class LoadedFiles:
     tokenizer: Tokenizer
     configuration: Configuration
     model_sha: str | None
-    folder: str
 
 
 def load(settings: Settings) -> LoadedFiles:
@@ -73,7 +72,7 @@ def load(settings: Settings) -> LoadedFiles:
         resident_bytes(),
         time.perf_counter() - began,
     )
-    return LoadedFiles(model, tokenizer, configuration, found.sha, str(found.folder))
+    return LoadedFiles(model, tokenizer, configuration, found.sha)
 
 
 def _check_providers(settings: Settings) -> None:

@@ -55,7 +55,7 @@ class Gauge:
 
     def lines(self, name: str) -> Iterable[str]:
         """The series as text."""
-        yield f"{name}{self._labels} {self._read():g}"
+        yield f"{name}{self._labels} {self._read():.15g}"
 
 
 class Histogram:
@@ -125,7 +125,7 @@ class Metrics:
         """Count one run."""
         if not outcome.real:
             return
-        self._run_size.observe(len(outcome.entries))
+        self._run_size.observe(outcome.computed)
         self._run_tokens.observe(outcome.real)
         self._padding.observe(outcome.padded / outcome.real)
         self._run_seconds.observe(outcome.seconds)

@@ -7,10 +7,11 @@ import enum
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from tei_engine import errors
 from tei_engine.batching.jobs import Ask, Job, Want
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # these import onnx and onnxruntime, and the listener must an
     from tei_engine.models.configuration import Configuration
 
 _log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 Input = str | tuple[int, ...]
 """One input: a text, or token ids used as given."""
@@ -76,7 +79,6 @@ class Loaded:
     pipeline: Pipeline
     configuration: Configuration
     model_sha: str | None
-    folder: str
     load_seconds: float
 
 
@@ -111,13 +113,26 @@ class Service:
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
 
-    def abort(self) -> int:
-        """Answer everything in flight with "shutting down"; returns how many requests that were."""
-        return self._loaded.pipeline.abort() if self._loaded else 0
+    def abort(self) -> None:
+        """Answer everything in flight with "shutting down"."""
+        if self._loaded is not None:
+            self._loaded.pipeline.abort()
 
     def drain(self) -> None:
         """From now on health says no; requests already here are still answered."""
         self.phase = Phase.DRAINING
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count a request as being answered while the block runs."""
+        self._active += 1
+        self._calm.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._calm.set()
 
     async def wait_calm(self) -> None:
         """Wait until no request is being answered."""
@@ -135,12 +150,15 @@ class Service:
             raise errors.unhealthy(Phase.LOADING.value if self.phase is Phase.LOADING else Phase.DRAINING.value)
         return self._loaded
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the model is loaded and computes, and requests are welcome."""
+        return self.phase is Phase.READY and self.loaded.pipeline.is_healthy
+
     def check_health(self) -> None:
-        """Raise RequestError Unhealthy unless the model is loaded and computes."""
-        if self.phase is not Phase.READY:
-            raise errors.unhealthy(self.phase.value)
-        if not self.loaded.pipeline.is_healthy:
-            raise errors.unhealthy("unhealthy")
+        """Raise RequestError Unhealthy, saying why, unless `is_healthy`."""
+        if not self.is_healthy:
+            raise errors.unhealthy("unhealthy" if self.phase is Phase.READY else self.phase.value)
 
     def count_refused(self, label: str) -> None:
         """Count a request that was turned away before it became one of `embed`."""
@@ -162,7 +180,7 @@ class Service:
         Raises RequestError; in a batch it carries the row of the first failing input.
         """
         began = time.perf_counter()
-        async with self._counted("batch" if batch else "single"):
+        with self._counted("batch" if batch else "single"):
             loaded = self.loaded
             self._check_batch(len(inputs))
             self._check_dimensions(options.dimensions, loaded.pipeline.model.dimension)
@@ -185,39 +203,30 @@ class Service:
             return Answer(job.vectors, [rows for rows in job.tokens if rows is not None], timings)
 
     async def tokenize(
-        self, inputs: Sequence[str], *, add_special_tokens: bool, prompt_name: str | None
+        self, inputs: Sequence[str], *, batch: bool, add_special_tokens: bool, prompt_name: str | None
     ) -> list[list[Token]]:
-        """The tokens of each input, never truncated. Raises RequestError."""
+        """The tokens of each input, never truncated. Raises RequestError; in a batch it carries the row."""
         loaded = self.loaded
         if not inputs:
             raise errors.empty("`inputs` cannot be empty")
         self._check_batch(len(inputs))
-        prompt = self._prompt(prompt_name, loaded)
+        prompt = self._prompt(prompt_name, loaded) or ""
         longest = loaded.configuration.max_input_length
-        tokenizer = loaded.pipeline.tokenizer
+        tokens = loaded.pipeline.tokenizer.tokens
 
-        def work() -> list[list[Token]]:
-            return [
-                tokenizer.tokens((prompt or "") + text, add_special_tokens=add_special_tokens, max_length=longest)
-                for text in inputs
-            ]
+        def one(text: str) -> list[Token]:
+            return tokens(prompt + text, add_special_tokens=add_special_tokens, max_length=longest)
 
-        if any(not text for text in inputs):
-            raise errors.empty(errors.EMPTY_INPUTS)
-        return await loaded.pipeline.call(work)
+        return await _by_row(loaded.pipeline, inputs, one, empty=errors.EMPTY_INPUTS, batch=batch)
 
-    async def decode(self, batch: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
-        """The text of each list of ids. Raises RequestError."""
+    async def decode(
+        self, inputs: Sequence[Sequence[int]], *, batch: bool, skip_special_tokens: bool
+    ) -> list[str]:
+        """The text of each list of ids. Raises RequestError; in a batch it carries the row."""
         loaded = self.loaded
-        if not batch or any(not ids for ids in batch):
-            raise errors.empty("Input validation error: `input_ids` cannot be empty")
-        self._check_batch(len(batch))
-        tokenizer = loaded.pipeline.tokenizer
-
-        def work() -> list[str]:
-            return [tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in batch]
-
-        return await loaded.pipeline.call(work)
+        self._check_batch(len(inputs))
+        one = partial(loaded.pipeline.tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        return await _by_row(loaded.pipeline, inputs, one, empty=errors.EMPTY_IDS, batch=batch)
 
     async def _run(self, pipeline: Pipeline, ask: Ask, *, wait: bool) -> Job:
         count = len(ask.pieces)
@@ -265,12 +274,10 @@ class Service:
             name = self.settings.default_prompt_name
         return find_prompt(name, loaded.configuration)
 
-    @asynccontextmanager
-    async def _counted(self, method: str) -> AsyncIterator[None]:
+    @contextmanager
+    def _counted(self, method: str) -> Iterator[None]:
         """Count one request: it succeeds or fails exactly once, whatever happens."""
         self.metrics.requests.add(method)
-        self._active += 1
-        self._calm.clear()
         try:
             yield
         except errors.RequestError as error:
@@ -284,10 +291,24 @@ class Service:
             raise internal_error(error) from error
         else:
             self.metrics.successes.add(method)
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._calm.set()
+
+
+Given = TypeVar("Given", str, Sequence[int])
+
+
+async def _by_row(
+    pipeline: Pipeline, inputs: Sequence[Given], one: Callable[[Given], Value], *, empty: str, batch: bool
+) -> list[Value]:
+    """`one` of each input on a tokenizer thread, one by one so that embedding has its turn in between."""
+    answers = []
+    for row, value in enumerate(inputs):
+        try:
+            if not value:
+                raise errors.empty(empty)
+            answers.append(await pipeline.call(partial(one, value)))
+        except errors.RequestError as error:
+            raise (error.at_row(row) if batch else error) from None
+    return answers
 
 
 def internal_error(error: Exception) -> errors.RequestError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,6 @@ class Tokenizer:
         self._specials = frozenset(
             number for number, token in self._inner.get_added_tokens_decoder().items() if token.special
         )
-        self.size = self._inner.get_vocab_size(with_added_tokens=True)
 
     def encode(
         self, pieces: Sequence[Piece], *, max_length: int, vocab_size: int
@@ -111,10 +111,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of `ids`. Raises RequestError if the library cannot decode them."""
-        try:
+        with _guard():
             return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
-        except Exception as error:
-            raise _tokenizer_error(error) from error
 
     def _text(self, piece: Piece, vocab_size: int) -> str:
         if piece.ids is not None:
@@ -135,9 +133,10 @@ class Tokenizer:
         if not texts:
             return []
         try:
-            encoded: list[tokenizers.Encoding] = self._inner.encode_batch_fast(texts)
-            return encoded
-        except Exception:  # one text spoils the call: find which, so that the others are served
+            with _guard():
+                encoded: list[tokenizers.Encoding] = self._inner.encode_batch_fast(texts)
+                return encoded
+        except errors.RequestError:  # one text spoils the call: find which, so that the others are served
             answers: list[tokenizers.Encoding | errors.RequestError] = []
             for text in texts:
                 try:
@@ -147,22 +146,21 @@ class Tokenizer:
             return answers
 
     def _guarded(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-        try:
+        with _guard():
             return self._inner.encode(text, add_special_tokens=add_special_tokens)
-        except Exception as error:
-            raise _tokenizer_error(error) from error
 
     def _cut(self, text: str, piece: Piece, max_length: int, length: int) -> list[int] | errors.RequestError:
         """The ids of an over-long text: its own tokens are cut, then the special ones put around them."""
         if not piece.truncate:
             return too_many_tokens(length, max_length)
         try:
-            encoding = self._guarded(text, False)
+            with _guard():
+                encoding = self._inner.encode(text, add_special_tokens=False)
+                encoding.truncate(max(0, max_length - self._added), direction="left" if piece.left else "right")
+                ids: list[int] = self._inner.post_process(encoding).ids
+                return ids
         except errors.RequestError as error:
             return error
-        encoding.truncate(max(0, max_length - self._added), direction="left" if piece.left else "right")
-        ids: list[int] = self._inner.post_process(encoding).ids
-        return ids
 
 
 def too_many_tokens(given: int, max_length: int) -> errors.RequestError:
@@ -191,9 +189,13 @@ def _checked_ids(piece: Piece, ids: tuple[int, ...], max_length: int, vocab_size
     return list(ids[-max_length:] if piece.left else ids[:max_length])
 
 
-def _tokenizer_error(error: Exception) -> errors.RequestError:
-    kind = errors.ErrorKind.TOKENIZER
-    return errors.RequestError(kind, f"tokenizer error {error}", label="tokenization")
+@contextmanager
+def _guard() -> Iterator[None]:
+    """Whatever the library raises becomes this input's error; its panics, which are no `Exception`, too."""
+    try:
+        yield
+    except BaseException as error:
+        raise errors.tokenizer(error) from error
 
 
 def _byte_offsets(text: str) -> list[int]:

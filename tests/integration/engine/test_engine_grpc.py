@@ -1,5 +1,7 @@
 """The gRPC side of a real process."""
 
+import time
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -97,9 +99,21 @@ def test_other_kinds_of_model(channel):
         "FAILED_PRECONDITION",
         "Backend error: Model is not an embedding model with SPLADE pooling",
     )
+    stream = tei_pb2_grpc.EmbedStub(channel).EmbedSparseStream(iter([sparse]), metadata=KEY, timeout=10)
+    assert failure(lambda: list(stream))[0] == "FAILED_PRECONDITION"
     rank = tei_pb2.RerankRequest(query="a", texts=["b"])
     stub = tei_pb2_grpc.RerankStub(channel)
-    assert failure(lambda: stub.Rerank(rank, metadata=KEY, timeout=10))[0] == "UNIMPLEMENTED"
+    no_ranks = ("FAILED_PRECONDITION", "model is not a classifier model")
+    assert failure(lambda: stub.Rerank(rank, metadata=KEY, timeout=10)) == no_ranks
+    texts = iter([tei_pb2.RerankStreamRequest(query="a", text="b")])
+    assert failure(lambda: stub.RerankStream(texts, metadata=KEY, timeout=10)) == no_ranks
+    stub = tei_pb2_grpc.PredictStub(channel)
+    no_classes = ("FAILED_PRECONDITION", "Backend error: Model is not a classifier model")
+    single, pair = tei_pb2.PredictRequest(inputs="a"), tei_pb2.PredictPairRequest(inputs=["a"])
+    assert failure(lambda: stub.Predict(single, metadata=KEY, timeout=10)) == no_classes
+    assert failure(lambda: stub.PredictPair(pair, metadata=KEY, timeout=10)) == no_classes
+    assert failure(lambda: list(stub.PredictStream(iter([single]), metadata=KEY, timeout=10))) == no_classes
+    assert failure(lambda: stub.Predict(single, timeout=10))[0] == "UNAUTHENTICATED"
 
 
 def test_a_stream_longer_than_the_permits_waits_and_keeps_its_order(channel):
@@ -144,10 +158,47 @@ def test_embed_all_tokenize_and_decode(channel):
     assert not whole[0].HasField("start")
     text = tokens.Decode(tei_pb2.DecodeRequest(ids=[token.id for token in bare]), metadata=KEY, timeout=10).text
     assert text == "hello world"
+    texts = ["hello", "world", "hello world"]
+    encodes = iter([tei_pb2.EncodeRequest(inputs=text) for text in texts])
+    streamed = list(tokens.TokenizeStream(encodes, metadata=KEY, timeout=10))
+    decodes = iter([tei_pb2.DecodeRequest(ids=[token.id for token in one.tokens]) for one in streamed])
+    assert [one.text for one in tokens.DecodeStream(decodes, metadata=KEY, timeout=10)] == texts
     rows = tei_pb2_grpc.EmbedStub(channel).EmbedAll(
         tei_pb2.EmbedAllRequest(inputs="hello world"), metadata=KEY, timeout=10
     )
     assert len(rows.token_embeddings) == len(whole)
+
+
+def test_a_long_error_still_arrives(channel):
+    code, details = failure(lambda: embed(channel, inputs="a", prompt_name="p" * 100_000))
+    assert code == "INVALID_ARGUMENT"
+    assert details.startswith(IV + "`default-prompt-name` is set to `ppp")
+
+
+def test_a_deadline_that_passes(engine, channel):
+    stub = tei_pb2_grpc.EmbedStub(channel)
+    endless = (tei_pb2.EmbedRequest(inputs="a " * 50) for _ in iter(int, 1))
+    answers = stub.EmbedStream(endless, metadata=KEY, timeout=0.5)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(answers)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    deadline = time.monotonic() + 10
+    while b"\ntei_engine_permits_in_use 0\n" not in engine.get("/metrics").body:
+        assert time.monotonic() < deadline
+
+
+def test_each_call_has_a_line_in_the_log(launch, tiny_folder):
+    engine = launch("--model-id", str(tiny_folder("bert-mean")), env={"LOG_LEVEL": "debug"})
+    engine.wait_for("Ready")
+    with grpc.insecure_channel(f"127.0.0.1:{engine.grpc_port}") as channel:
+        stub = tei_pb2_grpc.EmbedStub(channel)
+        stub.Embed(tei_pb2.EmbedRequest(inputs="secret words"), timeout=10)
+        failure(lambda: stub.Embed(tei_pb2.EmbedRequest(inputs=""), timeout=10))
+        list(stub.EmbedStream(iter([tei_pb2.EmbedRequest(inputs="secret words")]), timeout=10))
+    assert engine.wait_for("gRPC Embed OK")["level"] == "DEBUG"
+    engine.wait_for("gRPC Embed INVALID_ARGUMENT")
+    engine.wait_for("gRPC EmbedStream OK")
+    assert not any("secret" in line["message"] for line in engine.lines)
 
 
 def test_health_needs_no_key(channel):

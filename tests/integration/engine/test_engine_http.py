@@ -1,5 +1,6 @@
 """Routes, errors, headers and metrics of a real process, row by row of the protocol."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -82,6 +83,13 @@ def test_errors_of_native_and_openai_routes(engine, body, status, kind, message)
     if not set(body) & {"truncate", "prompt_name"}:
         reply = engine.post("/v1/embeddings", {"input": body["inputs"], "dimensions": body.get("dimensions")})
         assert (reply.status, reply.json) == (status, {"message": message, "code": status, "type": kind})
+
+
+def test_ranking_routes_of_others_are_refused_in_their_own_shape(engine):
+    for path in ("/v1/rerank", "/v2/rerank"):
+        reply = engine.post(path, {"query": "a", "documents": ["b"]})
+        message = "Backend error: model is not a re-ranker model"
+        assert (reply.status, reply.json) == (424, {"message": message, "code": 424, "type": "Backend"})
 
 
 def test_a_batch_names_the_first_failing_row(engine):
@@ -298,6 +306,28 @@ def test_tokenize_gives_byte_offsets_and_never_truncates(engine):
     assert (reply.status, reply.json["error"]) == (400, "`inputs` cannot be empty")
 
 
+def test_the_failing_row_is_named_where_nothing_is_embedded_too(engine):
+    reply = engine.post("/tokenize", {"inputs": ["a", "", "b"]})
+    assert (reply.status, reply.json["row"]) == (400, 1)
+    assert "row" not in engine.post("/tokenize", {"inputs": ""}).json
+    reply = engine.post("/tokenize", {"inputs": ["a", "b", "a" * (250 * 64 + 1)]})
+    assert (reply.status, reply.json["row"]) == (422, 2)
+    reply = engine.post("/decode", {"ids": [[5], []]})
+    assert (reply.status, reply.json["row"]) == (400, 1)
+
+
+def test_only_what_asks_the_model_is_counted(engine):
+    def lines():
+        text = engine.get("/metrics").body.decode()
+        return [line for line in text.splitlines() if line.startswith(("te_request_count", "te_request_failure"))]
+
+    before = lines()
+    assert engine.post("/tokenize", {"inputs": "a"}).status == 200
+    assert engine.post("/tokenize", {"inputs": 5}).status == 422
+    assert engine.post("/decode", b"{").status == 400
+    assert lines() == before
+
+
 def test_decode(engine):
     ids = [token["id"] for token in engine.post("/tokenize", {"inputs": "hello world"}).json[0]]
     assert engine.post("/decode", {"ids": ids}).json == ["hello world"]
@@ -376,6 +406,16 @@ def test_a_head_without_end_is_hung_up_on(engine, line):
         with pytest.raises(ConnectionError):
             connection.sendall(line * (32 * 2**20 // len(line)))
     assert engine.get("/health").status == 200
+
+
+def test_offers_of_other_protocols_are_ignored(engine):
+    body = json.dumps({"inputs": "hello"}).encode()
+    offer = {"Upgrade": "h2c", "Connection": "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)) as connection:
+        for _ in range(2):
+            connection.request("POST", "/embed", body, offer | {"content-type": "application/json"})
+            reply = connection.getresponse()
+            assert (reply.status, len(json.loads(reply.read())[0])) == (200, 32)
 
 
 def test_a_large_body_is_no_head(engine):

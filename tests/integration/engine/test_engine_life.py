@@ -346,6 +346,29 @@ def test_accepted_requests_are_answered_during_drain(launch, minilm_arguments, g
     assert not any(line["level"] == "WARN" for line in engine.lines)
 
 
+def test_a_request_whose_body_is_still_coming_is_answered_during_drain(launch, tiny_folder):
+    engine = launch("--model-id", str(tiny_folder("bert-mean")))
+    engine.wait_for("Ready")
+    body = b'{"inputs": "hello"}'
+    head = (
+        f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", engine.port), timeout=10) as connection:
+        connection.sendall(head.encode() + body[:5])
+        deadline = time.monotonic() + 10
+        engine.get("/health")  # the bytes before it have been read
+        engine.process.send_signal(signal.SIGTERM)
+        engine.wait_for("Shutting down: 1 requests in flight")
+        time.sleep(3.5)  # longer than anybody waits for what was cut off
+        connection.sendall(body[5:])
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
+    assert engine.wait() == 0
+    assert time.monotonic() < deadline
+    assert not any(line["level"] == "WARN" for line in engine.lines)
+
+
 def test_what_takes_longer_than_the_drain_timeout_is_cut_off(launch, minilm_arguments, golden):
     engine = launch(
         *minilm_arguments, "--drain-timeout", "0", "--max-client-batch-size", "512", "--compute-workers", "1"

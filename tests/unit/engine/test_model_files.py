@@ -12,6 +12,7 @@ from tei_engine.errors import StartError
 from tei_engine.graph.encoder import relative_buckets
 from tei_engine.graph.heads import Pooling
 from tei_engine.graph.weights import canonical, read_header, read_weights
+from tei_engine.models import hub
 from tei_engine.models.configuration import read_configuration
 from tei_engine.models.embedder import normalised
 from tei_engine.models.finding import find_in_package, find_model
@@ -74,6 +75,10 @@ def test_bfloat16_and_half_are_widened_exactly(tiny_folder):
 def test_relative_buckets():
     distances = np.array([-200, -128, -16, -8, -7, -1, 0, 1, 7, 8, 16, 127, 200])
     assert relative_buckets(distances).tolist() == [15, 15, 10, 8, 7, 1, 0, 17, 23, 24, 26, 31, 31]
+
+
+def test_denormal_vectors_become_no_infinities():
+    assert np.isfinite(normalised(np.full((1, 3), 1e-44, dtype=np.float32))).all()
 
 
 def test_a_zero_vector_stays_zero_and_large_ones_do_not_overflow():
@@ -186,6 +191,45 @@ def test_a_mapped_id_whose_source_is_gone_falls_back_to_the_hub(folder):
         find_model("acme/gone", sources=sources, revision=None, hub_options=OFFLINE)
 
 
+def test_a_cache_without_the_deciding_files_is_not_trusted(folder, tmp_path, monkeypatch, caplog):
+    """As other programs leave it: weights, config and tokenizer, but not what says how to pool."""
+    commit = "ab" * 20
+    snapshot = tmp_path / "models--acme--tiny" / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    (snapshot / "modules.json").unlink()
+    assert missing_files(snapshot) == []
+    (snapshot / "sentence_bert_config.json").touch()
+    (snapshot / "config_sentence_transformers.json").touch()
+    assert hub.unsure_files(snapshot) == ["modules.json"]
+
+    asked = []
+
+    def download(model_id, revision, cache, options):
+        asked.append(revision)
+        if len(asked) == 1:
+            raise StartError("Could not download acme/tiny", "refused")
+        hub._note_absent(snapshot, {"config.json"})
+        return snapshot, commit
+
+    monkeypatch.setattr(hub, "_download", download)
+
+    def find(**more):
+        options = HubOptions(cache=str(tmp_path), **more)
+        return find_model("acme/tiny", sources={}, revision=None, hub_options=options).folder
+
+    assert find(offline=True) == snapshot
+    assert "lacks modules.json, if the model has them: there is no network" in caplog.text
+    assert asked == []
+    assert find() == snapshot
+    assert "Could not download acme/tiny; refused" in caplog.text
+    assert find() == snapshot
+    assert asked == [commit, commit]
+    assert find() == snapshot, "noted as not existing: the hub is not asked again"
+    assert asked == [commit, commit]
+
+
 def test_the_hub_cache_is_read_by_branch_and_commit(folder, tmp_path):
     commit = "ab" * 20
     root = tmp_path / "hub" / "models--acme--tiny"
@@ -198,6 +242,7 @@ def test_the_hub_cache_is_read_by_branch_and_commit(folder, tmp_path):
         found = find_model("acme/tiny", sources={}, revision=revision, hub_options=options)
         assert (found.folder, found.sha) == (snapshot, commit)
     assert cached_snapshot(tmp_path / "hub", "acme/tiny", "other") is None
+    assert not (root / ".no_exist").exists()
     (snapshot / "tokenizer.json").unlink()
     (snapshot / "1_Pooling" / "config.json").unlink()
     assert missing_files(snapshot) == ["tokenizer.json", "1_Pooling/config.json"]

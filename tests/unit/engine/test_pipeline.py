@@ -169,10 +169,63 @@ async def test_abort_answers_everybody(pipeline):
     tasks = [asyncio.create_task(one.run(raw([Model.BLOCK]))), asyncio.create_task(one.run(raw([5])))]
     await asyncio.to_thread(one.model.blocked.wait, 10)
     await asyncio.sleep(0)
-    assert one.abort() == 2
+    one.abort()
     for task in tasks:
         with pytest.raises(errors.RequestError, match="shutting down"):
             await task
+
+
+async def test_after_a_failure_the_self_test_comes_without_being_asked_for(pipeline):
+    one = pipeline(compute_workers=1)
+    with pytest.raises(errors.RequestError):
+        await one.run(raw([Model.RAISE]))
+    deadline = time.monotonic() + 5
+    while one.model.runs[-1] != (False, [1]):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+    assert (await one.run(raw([5, 5]))).vectors.tolist() == [[2, 5, 0]]  # by the same thread, so after the test
+    assert one.is_healthy
+
+
+async def test_who_still_waits_for_permits_is_not_begun_after_an_abort(pipeline):
+    one = pipeline(max_concurrent_requests=1)
+
+    async def patient():
+        async with one.permits.hold(1):
+            return await one.run(raw([5]))
+
+    tasks = [asyncio.create_task(patient()) for _ in range(3)]
+    async with one.permits.hold(1):
+        await asyncio.sleep(0)
+        one.abort()
+    for task in tasks:
+        with pytest.raises(errors.RequestError, match="shutting down"):
+            await task
+    assert one.model.runs == []
+    assert one.permits.in_use == 0
+
+
+async def test_a_panic_of_the_tokenizer_ends_no_thread(pipeline, monkeypatch):
+    """Its library panics with something that is no Exception."""
+    one = pipeline()
+
+    class Panic(BaseException):
+        pass
+
+    class Inner:
+        def __getattr__(self, name):
+            raise Panic("index out of bounds")
+
+    whole = one.tokenizer._inner
+    monkeypatch.setattr(one.tokenizer, "_inner", Inner())
+    for _ in range(2):
+        with pytest.raises(errors.RequestError, match="tokenizer error index out of bounds") as caught:
+            await one.run(Ask((Piece(text="hello"),)))
+        assert caught.value.kind is errors.ErrorKind.TOKENIZER
+    with pytest.raises(errors.RequestError, match="tokenizer error"):
+        await one.call(lambda: one.tokenizer.decode([5], skip_special_tokens=True))
+    monkeypatch.setattr(one.tokenizer, "_inner", whole)
+    assert len((await one.run(Ask((Piece(text="hello"),)))).vectors) == 1
 
 
 async def test_many_requests_at_once_all_get_their_own_answer(pipeline):

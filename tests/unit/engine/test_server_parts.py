@@ -1,15 +1,20 @@
 """Small parts of the server: metrics text, log lines, the error table, content negotiation."""
 
+import asyncio
 import io
 import json
 import logging
 import os
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tei_engine import errors
-from tei_engine.server import error_table, http_app, http_requests, listening, logs
+from tei_engine.server import error_table, grpc_app, http_app, http_requests, life, listening, logs
 from tei_engine.server.metrics import Counter, Gauge, Histogram
+from tei_engine.server.service import Service
+from tei_engine.server.settings import read_settings
 
 
 def test_a_histogram_is_cumulative():
@@ -24,6 +29,30 @@ def test_a_histogram_is_cumulative():
         "x_sum 13.5",
         "x_count 4",
     ]
+
+
+async def test_grpc_health_follows_the_engines(monkeypatch):
+    monkeypatch.setattr(life, "_HEALTH_SECONDS", 0.001)
+    monkeypatch.setattr(Service, "is_healthy", False)
+    service = Service(read_settings(["--model-id", "x"], {}))
+    with listening.bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    listener = await grpc_app.start(service, f"127.0.0.1:{port}")
+    await listener.show(ready=True)
+    telling = asyncio.create_task(life._tell_health(service, listener))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(10):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="tei.v1.Embed"))
+        while (await watch.read()).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+            pass
+        monkeypatch.setattr(Service, "is_healthy", True)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+    telling.cancel()
+    await listener.drain(0)
+
+
+def test_gauges_keep_every_byte():
+    assert list(Gauge(lambda: 166_723_584).lines("x")) == ["x 166723584"]
 
 
 def test_counters_and_gauges():

@@ -62,7 +62,7 @@ def test_vectors_do_not_depend_on_batch_mates(model):
 def test_token_vectors_have_no_padding(model):
     items = model.expected["items"]
     for rows, item in zip(model.model.tokens([item["token_ids"] for item in items]), items, strict=True):
-        assert rows.shape == (len(item["token_ids"]), model.model.hidden)
+        assert rows.shape == (len(item["token_ids"]), model.configuration.sizes.hidden)
         assert np.abs(rows[0] - item["last_hidden_state_first_token"]).max() <= 2e-5
 
 
