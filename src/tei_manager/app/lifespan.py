@@ -17,6 +17,7 @@ from tei_manager.app.wiring import App, build
 from tei_manager.config.load import Loaded
 from tei_manager.config.schema import Config
 from tei_manager.domain import errors
+from tei_manager.surfaces.http.connection import GuardedConnection
 
 log = structlog.get_logger("tei_manager.app.lifespan")
 
@@ -139,6 +140,7 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app.http_app,
                 lifespan="off",
+                http=GuardedConnection,
                 log_config=None,
                 access_log=False,
                 server_header=False,
