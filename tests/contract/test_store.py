@@ -228,6 +228,12 @@ async def test_a_missing_file_beside_a_backup_is_told(path: Path) -> None:
     state, codes, text = await load(path)
     assert (state, codes) == (State(), ["STATE_MISSING"])
     assert str(path) in text
+    # saving on must not overwrite the only copy that is left
+    before = path.with_name("state.toml.bak").read_bytes()
+    await save(path, State(), State())
+    (kept,) = path.parent.glob("state.toml.kept-*")
+    assert str(kept) in text
+    assert kept.read_bytes() == before
 
 
 @pytest.mark.parametrize(

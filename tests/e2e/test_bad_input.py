@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -166,3 +167,61 @@ def test_a_web_page_of_another_site_cannot_drive_a_local_manager(manager: Any) -
         answer = manager.call("POST", "/instances", {"name": "x", "model_id": "m"}, headers)
         assert answer.status == 403
     assert manager.get("/instances").body == []
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_name(manager: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho GPU-11111111-aaaa\necho GPU-22222222-bbbb\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    manager.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+    manager.write(tei_binary_path=str(BIN / "tei-testing-engine"))
+    manager.start()
+    refused = manager.post("/instances", {"name": "x", "model_id": "m", "engine": "tei", "gpu_id": 99})
+    assert (refused.status, refused.body["code"]) == (400, "INVALID_GPU_ID")
+    assert refused.body["error"] == "Invalid GPU ID 99: Available GPUs: [0, 1]"
+    dump = tmp_path / "dump.json"
+    env = {"TESTING_ENGINE_DUMP": str(dump)}
+    made = manager.post(
+        "/instances?wait=true", {"name": "x", "model_id": "m", "engine": "tei", "gpu_id": 1, "env": env}
+    )
+    assert (made.status, made.body["gpu_id"]) == (201, 1), made.body
+    assert json.loads(dump.read_text())["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-22222222-bbbb"
+
+
+def test_secret_values_are_not_repeated(manager: Any) -> None:
+    manager.write(
+        '[[instances]]\nname = "a"\nmodel_id = "m"\nengine = "embedded"\nautostart = false\n'
+        'extra_args = ["--hf-token=hush-hush"]\n'
+    )
+    manager.start()
+    body = {"name": "s", "model_id": "m", "env": {"HF_TOKEN": "hush-hush", "lower": "z"}}
+    refused = manager.post("/instances", body)
+    assert refused.body["details"]["problems"][0]["path"] == "env.lower"
+    assert "hush" not in json.dumps(refused.body)
+    show = subprocess.run(
+        [BIN / "tei-manager", "config", "show", "-c", manager.folder / "config.toml"],
+        capture_output=True,
+        text=True,
+    )
+    assert show.returncode == 0
+    assert "hush" not in show.stdout
+    assert "--hf-token=***" in show.stdout
+
+
+def test_a_huge_request_keeps_nobody_waiting(manager: Any) -> None:
+    import threading
+    import time
+
+    manager.start()
+    manager.create("one")
+    huge = {"model": "one", "input": [1] * 4_000_000}
+    sender = threading.Thread(target=lambda: manager.post("/v1/embeddings", huge))
+    sender.start()
+    slowest = 0.0
+    while sender.is_alive():
+        begun = time.monotonic()
+        assert manager.get("/instances").status == 200
+        slowest = max(slowest, time.monotonic() - begun)
+    sender.join()
+    assert slowest < 0.8  # it was 1.1 s before the check left the event loop

@@ -333,6 +333,8 @@ async def test_control_over_the_socket(house):
         (b"GET /instances/../health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET /instances/%2e%2e/health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET //health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
         (b"GET /v1/models/org%2Fmodel HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n", 431),

@@ -18,6 +18,8 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 9_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
     ("grpc.http2.max_ping_strikes", 0),
 )
 

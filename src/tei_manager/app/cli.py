@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write("tei-manager: no space left for the output\n")
+        return 1
 
 
 def run(argv: list[str]) -> int:
@@ -124,6 +132,8 @@ def _config(parser: argparse.ArgumentParser) -> None:
 
 def serve(options: argparse.Namespace, console: Console) -> int:
     """Hand over to the server with the flags that were given."""
+    # until the server takes over: it starts nothing before that, so there is nothing to end
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from tei_manager.app.serve import run as run_server
     from tei_manager.config.load import config_path
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from tei_manager.adapters import log_files
+from tei_manager.adapters import gpus, log_files
 from tei_manager.adapters.drivers.subprocess import SubprocessDriver
 from tei_manager.adapters.host_ports import is_bindable
 from tei_manager.adapters.model_folders import ModelFolders
@@ -70,7 +70,12 @@ def build(loaded: Loaded) -> App:
     config = loaded.config
     registry = new_registry()
     grpc_metrics = PrometheusGrpcMetrics(registry)
-    metrics = PrometheusMetrics(registry, version=version("tei-manager"), on_purge=grpc_metrics.forget)
+    metrics = PrometheusMetrics(
+        registry,
+        version=version("tei-manager"),
+        on_delete=grpc_metrics.end_gauges,
+        on_purge=grpc_metrics.forget,
+    )
     router = Router()
     prober = EngineProber()
     http_upstreams = HttpUpstreams(connect_timeout_secs=config.grpc_connect_timeout_secs)
@@ -92,6 +97,7 @@ def build(loaded: Loaded) -> App:
         metrics=metrics,
         port_is_free=is_bindable,
         environ=os.environ,
+        gpus=gpus.uuids,
     )
     fleet = Fleet(world, control_settings(config), seeds=loaded.entries)
     metrics.watch(fleet.instances)

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from tei_manager.config.problems import Finding, Notice
 from tei_manager.config.schema import INSTANCES, Config
+from tei_manager.domain import spec as domain_spec
+from tei_manager.domain.instance import EngineKind
+from tei_manager.engines import catalog
 from tei_manager.kits.parsing import Problem
 
 
@@ -123,10 +126,20 @@ def _instance_ports(config: Config) -> Iterator[Problem]:
                 taken[port] = path
 
 
+def _engine_flags(config: Config) -> Iterator[Problem]:
+    """What an engine refuses whatever its version. Entries that name no engine are checked when it is known."""
+    for index, entry in enumerate(config.instances):
+        if entry.get("engine"):
+            checked = domain_spec.parse(entry, default_engine=EngineKind.EMBEDDED)
+            _, problems = catalog.ENGINES[checked.engine].check(checked)
+            yield from (problem.below(f"instances[{index}]") for problem in problems)
+
+
 _RULES = (
     (("host", "grpc_host", "grpc_enabled", "insecure"), _exposed),
     (("api_port", "grpc_port", "grpc_enabled"), _ports_differ),
     (("instance_port_start", "instance_port_end", "max_instances", INSTANCES), _ranges),
     ((INSTANCES,), _names),
     ((INSTANCES, "api_port", "grpc_port", "grpc_enabled"), _instance_ports),
+    ((INSTANCES,), _engine_flags),
 )

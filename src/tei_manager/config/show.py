@@ -8,10 +8,10 @@ from pathlib import Path
 
 import tomli_w
 
-from tei_manager.adapters.telemetry.masking import masked_env
 from tei_manager.config.load import Loaded
 from tei_manager.config.problems import one_line
 from tei_manager.config.schema import INSTANCES, KEYS, value_of
+from tei_manager.kits.masking import masked_args, masked_env
 
 
 def values(loaded: Loaded) -> dict[str, object]:
@@ -75,6 +75,9 @@ def _entry(entry: Mapping[str, object]) -> dict[str, object]:
     shown = {name: plain(value) for name, value in entry.items()}
     if isinstance(env := entry.get("env"), Mapping):
         shown["env"] = masked_env(env)
+    for name in ("extra_args", "command"):
+        if isinstance(args := entry.get(name), list):
+            shown[name] = masked_args([str(arg) for arg in args])
     return shown
 
 

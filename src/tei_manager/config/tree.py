@@ -124,9 +124,9 @@ def read_instances(value: object, origin_of: OriginOf, layer: Layer) -> None:
             for problem in fault.problems:
                 if problem.code == "UNKNOWN_FIELD" and _is_server_key(problem.path):
                     problem = Problem(problem.path, problem.code, BELOW_A_HEADER)
-                elif problem.path == "env":  # its values may be secrets
-                    problem = Problem(problem.path, problem.code, problem.message.partition(", got ")[0])
-                origin = origin_of((*at, problem.path)) if problem.path in entry else origin_of(at)
+                name, _, part = problem.path.partition(".")
+                here = (*at, name, part) if part else (*at, name)
+                origin = origin_of(here) if name in entry else origin_of(at)
                 layer.problems.append((origin, problem.below(dotted(at))))
 
 

@@ -16,6 +16,7 @@ async def look(spec: InstanceSpec, world: World, settings: Settings) -> Surround
     programs = {EngineKind.TEI: settings.tei_program, EngineKind.EMBEDDED: settings.embedded_program}
     program = programs.get(spec.engine, "")
     source = settings.model_sources.get(spec.model_id, spec.model_id)
+    is_pinned = spec.gpu_id is not None or bool(spec.gpu_ids)
     return Surroundings(
         host=settings.instance_host,
         program=program,
@@ -25,5 +26,6 @@ async def look(spec: InstanceSpec, world: World, settings: Settings) -> Surround
         resolved_model=await asyncio.to_thread(world.models.folder, source),
         model_cache_dir=settings.model_cache_dir,
         stop_grace_secs=settings.graceful_shutdown_timeout_secs,
+        gpu_uuids=await asyncio.to_thread(world.gpus) if is_pinned else None,
         cpus=os.cpu_count(),
     )

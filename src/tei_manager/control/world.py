@@ -50,5 +50,6 @@ class World:
     metrics: ControlMetrics
     port_is_free: Callable[[str, int], bool]
     environ: Mapping[str, str]
+    gpus: Callable[[], tuple[str, ...] | None] = lambda: None  # UUIDs in PCI order; blocks; None = cannot be asked
     now: Callable[[], float] = time.time
     jitter: Callable[[], float] = field(default=lambda: random.uniform(-1.0, 1.0))  # noqa: S311 - not a secret

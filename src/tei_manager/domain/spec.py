@@ -114,8 +114,10 @@ FIELDS: tuple[Field, ...] = (
         Optional(Either(PORT, ZERO)),
         doc="Port of the engine's own metrics; null = automatic, 0 = none.",
     ),
-    Field("extra_args", ListOf(Text(), longest=64), (), doc="Further engine flags, appended last."),
-    Field("env", MapOf(ENV_NAME, Text()), {}, doc="Further environment of the engine."),
+    Field(
+        "extra_args", ListOf(Text(), longest=64), (), doc="Further engine flags, appended last.", is_secret=True
+    ),
+    Field("env", MapOf(ENV_NAME, Text()), {}, doc="Further environment of the engine.", is_secret=True),
     Field(
         "startup_timeout_secs",
         Optional(Number(0, 86400, above=True)),
@@ -129,6 +131,7 @@ FIELDS: tuple[Field, ...] = (
         "command",
         Optional(ListOf(Text(), longest=256, shortest=1)),
         doc="Engine `command` only: argv, with `{port}` and optionally `{host} {model_id} {revision}`.",
+        is_secret=True,
     ),
     Field(
         "health_path",

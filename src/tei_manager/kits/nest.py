@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,7 +21,8 @@ class Nest:
 
     def start(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
         self.cancel(name)
-        task = asyncio.create_task(work, name=name)
+        # not in the caller's context: work outlives the request that began it and must not log its id for ever
+        task = asyncio.create_task(work, name=name, context=contextvars.Context())
         self._tasks[name] = task
         task.add_done_callback(lambda done: self._ended(name, done))
 

@@ -32,11 +32,11 @@ class Problem:
 
 
 class Rejected(ValueError):
-    """A value was refused. `str()` is the reason without the key's name."""
+    """A value was refused. `str()` is the reason without the key's name; `at` is the part that it is about."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, at: str | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.at = code, at
 
 
 class Shape(Generic[T_co]):
@@ -239,7 +239,13 @@ class MapOf(Shape[Mapping[str, T]], Generic[T]):
     def read(self, value: object) -> Mapping[str, T]:
         if not isinstance(value, Mapping):
             raise self.wrong_type()
-        return {self.keys.read(name): self.values.read(item) for name, item in value.items()}
+        return dict(self._pair(name, item) for name, item in value.items())
+
+    def _pair(self, name: object, item: object) -> tuple[str, T]:
+        try:
+            return self.keys.read(name), self.values.read(item)
+        except Rejected as refusal:
+            raise Rejected(refusal.code, str(refusal), at=str(name)) from None
 
     def read_text(self, text: str) -> Mapping[str, T]:
         return self.read(_json(text, self))
@@ -254,13 +260,14 @@ def _json(text: str, shape: Shape[object]) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One key of a record. `doc` is the sentence that the reference prints."""
+    """One key of a record. `doc` is the sentence that the reference prints; a secret value is never repeated."""
 
     name: str
     shape: Shape[object]
     default: object = None
     required: bool = False
     doc: str = field(default="", kw_only=True)
+    is_secret: bool = field(default=False, kw_only=True)
 
 
 def read_record(fields: Sequence[Field], values: Mapping[str, object]) -> tuple[dict[str, object], list[Problem]]:
@@ -279,7 +286,10 @@ def read_record(fields: Sequence[Field], values: Mapping[str, object]) -> tuple[
         try:
             result[name] = entry.shape.read(value)
         except Rejected as refusal:
-            problems.append(Problem(name, refusal.code, f"{refusal}, got {shown(value)}"))
+            got = "" if entry.is_secret else f", got {shown(value)}"
+            problems.append(
+                Problem(f"{name}.{refusal.at}" if refusal.at else name, refusal.code, f"{refusal}{got}")
+            )
     problems += [
         Problem(entry.name, "MISSING_FIELD", "is required")
         for entry in fields

@@ -288,7 +288,7 @@ def test_refused_instances(problems, text, line):
 
 def test_a_secret_in_a_refused_entry_is_not_repeated(problems):
     (line,) = problems(instance() + "[instances.env]\nHF_TOKEN = 'hf_geheim'\nPATH = '/x'\n")
-    assert line.startswith("file:4: instances[0].env: expected")
+    assert line.startswith("file:6: instances[0].env.PATH: expected")
     assert "geheim" not in line
 
 

@@ -62,7 +62,7 @@ class Door:
 
     async def __call__(self, method, path, *, json_body=None, body=b"", headers=None, hang_up_after=None):
         sent = []
-        headers = dict(headers or {})
+        headers = {"host": "localhost", **(headers or {})}
         if json_body is not None:
             body = json.dumps(json_body).encode()
             headers.setdefault("content-type", "application/json")
@@ -81,6 +81,7 @@ class Door:
 
         scope = {
             "type": "http",
+            "http_version": "1.1",
             "method": method,
             "path": unquote(path),
             "raw_path": path.encode(),

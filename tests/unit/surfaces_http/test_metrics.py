@@ -98,3 +98,21 @@ def test_counters_of_a_name_that_comes_back_go_on(metrics):
     metrics.now = 10_000
     assert metrics.value("instances_created_total", instance="a", model="m") == 1
     assert metrics.value("instances_deleted_total", instance="a") == 1
+
+
+def test_others_hear_of_a_deletion_at_once_and_of_the_end_of_counters_later():
+    heard, now = [], [0.0]
+    metrics = PrometheusMetrics(
+        CollectorRegistry(),
+        version="1",
+        clock=lambda: now[0],
+        on_delete=lambda name: heard.append(f"deleted {name}"),
+        on_purge=lambda name: heard.append(f"purged {name}"),
+    )
+    metrics.created("a", "m")
+    metrics.deleted("a")
+    metrics.text()
+    assert heard == ["deleted a"]
+    now[0] = 601.0
+    metrics.text()
+    assert heard == ["deleted a", "purged a"]

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tei_manager.adapters.telemetry import levels, logs
-from tei_manager.adapters.telemetry.masking import is_secret, masked_env
 from tei_manager.adapters.telemetry.stream import StreamHandler
+from tei_manager.kits.masking import is_secret, masked_env
 
 
 @pytest.fixture(autouse=True)

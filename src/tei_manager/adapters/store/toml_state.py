@@ -117,9 +117,14 @@ class TomlStore:
     def _missing(self) -> Loaded:
         if not self._backup.exists():
             return Loaded(State())
+        try:
+            # the next saves make a backup of their own, over this one
+            kept: Path = self._link("kept", self._backup)
+        except OSError:
+            kept = self._backup
         message = (
-            f"state file {self._path} is missing, its backup {self._backup} is there: starting afresh; "
-            "to go back, stop the manager and copy the backup over it"
+            f"state file {self._path} is missing, its backup was there and is kept as {kept}: starting afresh; "
+            "to go back, stop the manager and copy that file over it"
         )
         return Loaded(State(), ((MISSING, message),))
 
@@ -159,13 +164,14 @@ class TomlStore:
         )
         return replace(loaded, warnings=told)
 
-    def _link(self, why: str) -> Path:
+    def _link(self, why: str, source: Path | None = None) -> Path:
+        """A second name, with the time in it, for a file that is to be kept. Raises OSError."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         for number in range(1, 1000):
             suffix = f"-{number}" if number > 1 else ""
             target = self._path.with_name(f"{self._path.name}.{why}-{stamp}{suffix}")
             try:
-                os.link(self._path, target)
+                os.link(source or self._path, target)
             except FileExistsError:
                 continue
             return target

@@ -84,9 +84,15 @@ class PrometheusGrpcMetrics(Collector):
         if not is_ok:
             self._errors[(method, code)] += 1
 
+    def end_gauges(self, instance: str) -> None:
+        """End the gauges of a deleted instance; its counters stay until `forget`."""
+        for by_instance in (self._in_flight, self._streams):
+            _drop(by_instance, 0, instance)
+
     def forget(self, instance: str) -> None:
-        """End the series of a deleted instance."""
-        for by_instance in (self._connections, self._engine_calls, self._retries, self._in_flight, self._streams):
+        """End every series of a deleted instance."""
+        self.end_gauges(instance)
+        for by_instance in (self._connections, self._engine_calls, self._retries):
             _drop(by_instance, 0, instance)
         _drop(self._requests, 1, instance)
         _drop(self._unary_secs, 1, instance)

@@ -15,8 +15,8 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from tei_manager.adapters.telemetry import levels
-from tei_manager.adapters.telemetry.masking import MASK, is_secret
 from tei_manager.adapters.telemetry.stream import StreamHandler
+from tei_manager.kits.masking import MASK, is_secret
 
 LEVEL_NAMES = {levels.TRACE: "TRACE", 10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR", 50: "ERROR"}
 

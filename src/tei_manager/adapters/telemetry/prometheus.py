@@ -50,7 +50,7 @@ class PrometheusMetrics:
     """Implements `ports.metrics.ControlMetrics` and `ports.metrics.HttpMetrics` on a given registry.
 
     `clock` is monotonic seconds; it only decides when the counters of a deleted instance end. `on_purge(instance)`
-    is called then, so that others end theirs.
+    is called then and `on_delete(instance)` at the deletion, so that others end their counters and their gauges.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class PrometheusMetrics:
         *,
         version: str,
         clock: Callable[[], float] = time.monotonic,
+        on_delete: Callable[[str], None] = lambda _: None,
         on_purge: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._registry, self._clock = registry, clock
@@ -91,7 +92,7 @@ class PrometheusMetrics:
         self._upstream_retries = self._counter("upstream_retries", "Calls made again.", "upstream", "class")
         # metric and label values of every series that carries an instance's name
         self._series: dict[str, set[tuple[MetricWrapperBase, tuple[str, ...]]]] = {}
-        self._on_purge = on_purge
+        self._on_delete, self._on_purge = on_delete, on_purge
         self._ended: dict[str, float] = {}  # deleted instance -> when its counters end
 
     def watch(self, instances: Callable[[], Iterable[Instance]]) -> None:
@@ -109,6 +110,7 @@ class PrometheusMetrics:
     def deleted(self, instance: str) -> None:
         self._of(instance, self._deleted, instance).inc()
         self._ended[instance] = self._clock() + COUNTERS_OUTLIVE_SECS
+        self._on_delete(instance)
 
     def restarted(self, instance: str) -> None:
         self._of(instance, self._restarts, instance).inc()

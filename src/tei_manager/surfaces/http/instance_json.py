@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-
 from tei_manager.domain.instance import Instance
+from tei_manager.kits.masking import masked_args, masked_env
 from tei_manager.surfaces.http import clock
-
-MASK = "***"
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
-_SECRET_FLAGS = ("--api-key", "--hf-api-token", "--hf-token")
 
 
 def shown(instance: Instance, *, now: float) -> dict[str, object]:
@@ -54,22 +48,6 @@ def shown(instance: Instance, *, now: float) -> dict[str, object]:
         "started_at": _time(started_at),
         "origin": str(instance.origin),
     }
-
-
-def masked_env(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: MASK if _SECRET_NAME.search(name) else value for name, value in env.items()}
-
-
-def masked_args(args: Sequence[str]) -> list[str]:
-    """Arguments with the values of credential flags hidden, in both spellings."""
-    result: list[str] = []
-    hide_next = False
-    for arg in args:
-        flag, equals, _ = arg.replace("_", "-").partition("=")
-        is_secret = flag in _SECRET_FLAGS
-        result.append(MASK if hide_next else f"{arg.partition('=')[0]}={MASK}" if is_secret and equals else arg)
-        hide_next = is_secret and not equals and not hide_next
-    return result
 
 
 def _time(epoch_secs: float | None) -> str | None:

@@ -189,6 +189,10 @@ def _head_problem(scope: Scope) -> Refused | None:
     names = [name for name, _ in headers]
     if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
         return Refused("INVALID_PATH", "The length of the body is given twice", headers=(("connection", "close"),))
+    if (hosts := names.count(b"host")) > 1 or (hosts == 0 and scope["http_version"] == "1.1"):
+        return Refused(
+            "INVALID_PATH", "The Host header is missing or given twice", headers=(("connection", "close"),)
+        )
     path: str = scope["path"]
     segments = path.split("/")[1:]
     if segments and segments[-1] == "":

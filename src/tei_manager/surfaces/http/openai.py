@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OWNER = "tei-manager"
+LARGE_BODY_BYTES = 256 * 1024
 SLICE_BYTES = 64 * 1024  # of answer, encoded in well under 2 ms; other requests run between two of them
 _STATUS = {
     Status.STOPPED: "unloaded",
@@ -80,10 +81,15 @@ class OpenAi:
             max_mb=self._settings.gateway_max_body_mb,
             idle_timeout_secs=self._settings.body_idle_timeout_secs,
         )
-        fields = wire.read_object(body)
         request_id = request_id_of(scope)
-        call = _call(fields, request_id, self._settings.max_inputs)
-        is_base64 = _encoding(fields) == "base64"
+
+        def understood() -> tuple[EmbedCall, bool]:
+            fields = wire.read_object(body)
+            return _call(fields, request_id, self._settings.max_inputs), _encoding(fields) == "base64"
+
+        # millions of token ids take a second to check: nobody else waits for it
+        is_large = len(body) > LARGE_BODY_BYTES
+        call, is_base64 = await asyncio.to_thread(understood) if is_large else understood()
         async with wire.cancelled_when_gone(receive):
             try:
                 answer = await self._gateway.embed(call)

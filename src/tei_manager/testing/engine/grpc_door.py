@@ -55,6 +55,8 @@ class GrpcDoor:
             # as TEI's server: pings of a quiet connection are answered, not counted as abuse
             ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_metadata_size", 16 * 1024),
+            ("grpc.absolute_max_metadata_size", 32 * 1024),
         ]
         self._server = grpc.aio.server(options=settings)
         handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
