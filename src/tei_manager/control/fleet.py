@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +13,23 @@ import structlog
 
 from tei_manager.control import restore, surroundings
 from tei_manager.control.keeper import Keeper
+from tei_manager.control.messages import Hub, Verb
 from tei_manager.control.portbook import PortBook
 from tei_manager.control.settings import Settings
-from tei_manager.control.supervisor import Hub, Supervisor, Verb
+from tei_manager.control.supervisor import Supervisor
 from tei_manager.control.world import World
 from tei_manager.domain import errors
-from tei_manager.domain import spec as specs
 from tei_manager.domain.instance import Desired, EngineKind, Instance, InstanceSpec, Origin, Ports, Status
 from tei_manager.kits.nest import Nest
 from tei_manager.kits.parsing import Problem
+from tei_manager.policy import names
 from tei_manager.ports.fleet import LogSlice, Warning
 from tei_manager.ports.store import Record, State
 
 log = structlog.get_logger("tei_manager.control.fleet")
+
+BURY_SECS = 2.0
+KILL_LIMIT_SECS = 8.0  # a kill is proven within 5 s, or not at all
 
 
 class Fleet:
@@ -42,7 +47,6 @@ class Fleet:
             lambda port: world.port_is_free(settings.instance_host, port),
         )
         self._warnings: list[Warning] = []
-        self._restored: frozenset[str] = frozenset()
         self._reconciled = False
         self._draining = False
         self._snapshot: tuple[Instance, ...] = ()
@@ -60,7 +64,8 @@ class Fleet:
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        return ("state-save",) if self._keeper.is_failing else ()
+        reasons = {"state-save": self._keeper.is_failing, "stuck-instance": any(s.is_stuck for s in self._all)}
+        return tuple(sorted(reason for reason, holds in reasons.items() if holds))
 
     @property
     def is_reconciled(self) -> bool:
@@ -92,12 +97,8 @@ class Fleet:
         )
         self._deleted_seeds = plan.deleted_seeds
         self._warnings += [Warning("CONFIG", text) for text in plan.warnings]
-        for record in plan.records:
-            self._ports.restore(record.spec.name, record.ports)
-        for record in plan.records:
-            await self._restore(record)
-        for record in plan.buried:
-            await self._bury(record)
+        await self._restore(plan.records)
+        await self._bury(plan.buried)
         for values, spec in plan.created:
             await self._seed(values, spec)
         self._nest.start("keeper", self._keeper.run())
@@ -115,23 +116,38 @@ class Fleet:
         `hurry` cuts every grace short once it is set.
         """
         self.begin_draining()
-        await asyncio.gather(*(supervisor.tell(Verb.SHUT_DOWN) for supervisor in self._supervisors.values()))
-        stops = asyncio.create_task(self._all_down(), name="stops")
+        stops = asyncio.create_task(self._stop_all(), name="stops")
         if hurry is not None:
             await self._stop_or_hurry(stops, hurry)
-        await stops
-        await self._keeper.save()
+        await asyncio.wait({stops})
+        for supervisor in self._all:
+            if not supervisor.is_down:
+                log.error(
+                    "Instance left behind", instance=supervisor.record.spec.name, pid=supervisor.instance.pid
+                )
         await self._nest.close()
+        await self._keeper.save()
 
-    async def _all_down(self) -> None:
-        await asyncio.gather(*(self._until_down(supervisor) for supervisor in self._supervisors.values()))
+    async def _stop_all(self) -> None:
+        await asyncio.gather(*(self._shut_down(supervisor) for supervisor in self._all))
+
+    async def _shut_down(self, supervisor: Supervisor) -> None:
+        try:
+            await supervisor.tell(Verb.SHUT_DOWN)
+        except errors.UnknownInstance:
+            return  # it was deleted meanwhile
+        await supervisor.until(lambda: supervisor.is_down, timeout_secs=self._stop_limit_secs)
 
     async def _stop_or_hurry(self, stops: asyncio.Task[None], hurry: asyncio.Event) -> None:
         impatient = asyncio.create_task(hurry.wait(), name="hurry")
         try:
             await asyncio.wait({stops, impatient}, return_when=asyncio.FIRST_COMPLETED)
-            if not stops.done():
-                await asyncio.gather(*(supervisor.kill() for supervisor in self._supervisors.values()))
+            if stops.done():
+                return
+            for supervisor in self._all:
+                self._nest.start(f"kill {supervisor.record.spec.name}", supervisor.kill())
+            await asyncio.wait({stops}, timeout=KILL_LIMIT_SECS)
+            stops.cancel()
         finally:
             impatient.cancel()
 
@@ -143,10 +159,11 @@ class Fleet:
             self._check_api_rights(spec)
         engine = self._world.engines[spec.engine]
         around = await surroundings.look(spec, self._world, self._settings)
+        self._refuse_while_draining()  # nothing below waits: what is checked still holds when it is registered
         spec, problems = engine.check(spec, around)
         if problems:
             raise errors.InvalidSpec(problems)
-        self._check_names(spec)
+        names.check(spec, (other.record.spec for other in self._all))
         self._ports.check_explicit(spec)
         limit = self._settings.max_instances
         if limit is not None and len(self._supervisors) >= limit:
@@ -169,19 +186,27 @@ class Fleet:
     async def delete(self, name: str) -> None:
         self._refuse_while_draining()
         supervisor = self._supervisor(name)
-        await supervisor.tell(Verb.STOP)
-        await self._until_absent(supervisor)
-        if self._supervisors.get(name) is not supervisor:
-            return  # a second delete of the same instance finished first
+        with contextlib.suppress(errors.UnknownInstance):  # it was deleted while we told it
+            while self._supervisors.get(name) is supervisor:
+                await supervisor.tell(Verb.STOP)
+                await self._until_stopped(supervisor)
+                # else somebody started it again, or a second delete was quicker
+                if supervisor.is_absent and self._supervisors.get(name) is supervisor:
+                    self._forget(supervisor)
+        await self._keeper.save()
+
+    def _forget(self, supervisor: Supervisor) -> None:
+        """Take an instance without a process out of the registry. Nothing comes between the look and this."""
+        name, seed = supervisor.record.spec.name, supervisor.record.seed
+        supervisor.retire()
         del self._supervisors[name]
         self._nest.cancel(f"instance {name}")
         self._ports.release(name)
-        if supervisor.record.seed is not None:
-            self._deleted_seeds[name] = dict(supervisor.record.seed)
+        if seed is not None:
+            self._deleted_seeds[name] = dict(seed)
         self._world.metrics.deleted(name)
         self._changed()
         log.info("Instance removed from registry", instance=name, total_instances=len(self._supervisors))
-        await self._keeper.save()
 
     async def start(self, name: str) -> Instance:
         self._refuse_while_draining()
@@ -197,7 +222,7 @@ class Fleet:
         await supervisor.tell(Verb.STOP)
         await self._keeper.save()
         if wait:
-            await self._until_absent(supervisor)
+            await self._until_stopped(supervisor)
         return supervisor.instance
 
     async def _run(self, supervisor: Supervisor, verb: Verb) -> Instance:
@@ -220,7 +245,8 @@ class Fleet:
 
         def decided() -> bool:
             now = supervisor.instance
-            return now.status in (Status.RUNNING, Status.FAILED, Status.STOPPED) or now.detail == "backoff"
+            stays_down = now.status is Status.STOPPED and not supervisor.is_wanted
+            return now.status in (Status.RUNNING, Status.FAILED) or stays_down or supervisor.is_waiting
 
         in_time = await supervisor.until(decided, timeout_secs=limit)
         now = supervisor.instance
@@ -247,6 +273,10 @@ class Fleet:
     # -- within -----------------------------------------------------------------------------------------------
 
     @property
+    def _all(self) -> tuple[Supervisor, ...]:
+        return tuple(self._supervisors.values())
+
+    @property
     def _stop_limit_secs(self) -> float:
         """Longer than any stop may take: drain, grace, kill."""
         return self._settings.drain_timeout_secs + self._settings.graceful_shutdown_timeout_secs + 10.0
@@ -256,15 +286,16 @@ class Fleet:
             raise errors.UnknownInstance(name)
         return supervisor
 
-    async def _until_absent(self, supervisor: Supervisor) -> None:
-        if not await supervisor.until(lambda: supervisor.is_absent, timeout_secs=self._stop_limit_secs):
+    async def _until_stopped(self, supervisor: Supervisor) -> None:
+        """Wait until it is absent, or somebody wants it again. Raises `errors.DriverError`."""
+        in_time = await supervisor.until(
+            lambda: supervisor.is_absent or supervisor.is_wanted, timeout_secs=self._stop_limit_secs
+        )
+        if not in_time:
             raise errors.DriverError(
                 f"Instance '{supervisor.record.spec.name}' could not be stopped: "
                 f"{supervisor.instance.last_error or 'its process does not end'}"
             )
-
-    async def _until_down(self, supervisor: Supervisor) -> bool:
-        return await supervisor.until(lambda: supervisor.is_down, timeout_secs=self._stop_limit_secs)
 
     def _refuse_while_draining(self) -> None:
         if self._draining:
@@ -279,33 +310,12 @@ class Fleet:
                 text = "a local folder over REST must lie in one of model_roots"
                 raise errors.InvalidSpec([Problem("model_id", "INVALID_MODEL_ID", text)])
 
-    def _check_names(self, spec: InstanceSpec) -> None:
-        if any(name.lower() == spec.name.lower() for name in self._supervisors):
-            raise errors.Conflict(f"Instance '{spec.name}' already exists", code="INSTANCE_EXISTS")
-        for other in self._supervisors.values():
-            theirs = other.record.spec
-            alike = (theirs.model_id, theirs.revision, theirs.pooling) == (
-                spec.model_id,
-                spec.revision,
-                spec.pooling,
-            )
-            for alias in spec.aliases:
-                if alias in (theirs.name, theirs.model_id) or (alias in theirs.aliases and not alike):
-                    raise errors.Conflict(
-                        f"Alias '{alias}' already belongs to instance '{theirs.name}'", code="ALIAS_CONFLICT"
-                    )
-            if spec.name in theirs.aliases or spec.model_id in theirs.aliases:
-                raise errors.Conflict(
-                    f"'{spec.name}' or its model id is an alias of instance '{theirs.name}'",
-                    code="ALIAS_CONFLICT",
-                )
-
     def _register(self, record: Record, supervisor: Supervisor | None = None) -> Supervisor:
         name = record.spec.name
         supervisor = supervisor or self._supervise(record)
         self._supervisors[name] = supervisor
+        supervisor.begin()
         self._nest.start(f"instance {name}", supervisor.run())
-        self._changed()
         return supervisor
 
     def _supervise(self, record: Record) -> Supervisor:
@@ -321,22 +331,53 @@ class Fleet:
             self._ports.restore(name, record.ports)
             raise
 
-    async def _restore(self, record: Record) -> None:
-        supervisor = self._supervise(record)
+    async def _restore(self, records: Sequence[Record]) -> None:
+        """Register saved instances, with their processes where those are alive."""
+        for record in records:
+            self._ports.restore(record.spec.name, record.ports)
+        found = await asyncio.gather(*(restore.recover(record, self._world.driver) for record in records))
+        for record, process in zip(records, found, strict=True):
+            if process.warning:
+                self._warnings.append(process.warning)
+            record = replace(record, ports=self._completed(record))
+            supervisor = self._supervise(record)
+            if process.handle is not None:
+                supervisor.take_over(process.handle, launched=record.launched)
+                log.info("Process of an earlier run found", instance=record.spec.name, pid=process.handle.pid)
+            self._register(record, supervisor)
+
+    def _completed(self, record: Record) -> Ports:
+        """Its ports; a change of the file may have given it an engine that needs others."""
+        engine = self._world.engines[record.spec.engine]
+        try:
+            return self._ports.complete(record.spec, record.ports, engine)
+        except errors.CapacityError as error:
+            self._warnings.append(Warning("CONFIG", f"instance '{record.spec.name}': {error}"))
+            return record.ports
+
+    async def _bury(self, records: Sequence[Record]) -> None:
+        """End what instances left behind that the configuration no longer names.
+
+        Those that replace them may need their ports, so this waits a little; what takes longer ends beside.
+        """
+        burials = [asyncio.create_task(self._end(record), name=f"bury {record.spec.name}") for record in records]
+        if burials:
+            _, slow = await asyncio.wait(burials, timeout=BURY_SECS)
+            for burial in slow:
+                self._nest.start(burial.get_name(), _result(burial))
+
+    async def _end(self, record: Record) -> None:
         found = await restore.recover(record, self._world.driver)
         if found.warning:
             self._warnings.append(found.warning)
-        if found.handle is not None:
-            outdated = record.launched is not None and record.launched != specs.fingerprint(record.spec)
-            supervisor.take_over(found.handle, outdated=outdated)
-            log.info("Process of an earlier run found", instance=record.spec.name, pid=found.handle.pid)
-        self._register(record, supervisor)
-
-    async def _bury(self, record: Record) -> None:
-        """End what an instance left behind that the configuration no longer names."""
-        found = await restore.recover(record, self._world.driver)
-        if found.handle is not None:
+        if found.handle is None:
+            return
+        try:
             await self._world.driver.stop(found.handle, grace_secs=self._settings.graceful_shutdown_timeout_secs)
+        except errors.DriverError as error:
+            text = f"process {found.handle.pid} of removed instance '{record.spec.name}' lives on: {error}"
+            log.error(text)
+            self._warnings.append(Warning("ORPHAN_UNVERIFIED", text))
 
     async def _seed(self, values: Mapping[str, object], spec: InstanceSpec) -> None:
         try:
@@ -363,3 +404,7 @@ class Fleet:
     def _crashed(self, name: str, error: BaseException) -> None:
         log.error("Background work failed", work=name, error=repr(error))
         self._warnings.append(Warning("INTERNAL_ERROR", f"{name} died: {error!r}"))
+
+
+async def _result(task: asyncio.Task[None]) -> None:
+    await task

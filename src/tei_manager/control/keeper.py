@@ -19,7 +19,7 @@ class Keeper:
 
     def __init__(self, store: Store, snapshot: Callable[[], State]) -> None:
         self._store, self._snapshot = store, snapshot
-        self._lock = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None
         self._asked = 0
         self._saved = 0
         self._failure: str | None = None
@@ -35,31 +35,32 @@ class Keeper:
         """
         self._asked += 1
         mine = self._asked
-        async with self._lock:
-            if self._saved < mine:
-                await self._save()
+        while self._saved < mine:
+            if self._writing is None or self._writing.done():
+                self._writing = asyncio.create_task(self._save(), name="save state")
+            # a caller who goes away takes nothing from the others
+            await asyncio.shield(self._writing)
 
     async def run(self) -> None:
         """Repeat failed saves until cancelled."""
         while True:
             await asyncio.sleep(RETRY_SECS)
             if self._failure is not None:
-                async with self._lock:
-                    await self._save()
+                await self.save()
 
     async def _save(self) -> None:
         covers = self._asked
         try:
             await self._store.save(self._snapshot())
-        except OSError as error:
+        except (
+            Exception
+        ) as error:  # whatever it is: those who wait are answered, a full disk must not stop the fleet
             if self._failure is None:
-                log.error("State could not be saved", error=str(error), retry_secs=RETRY_SECS)
-            self._failure = str(error)
-            # those who wait are answered: a full disk must not stop the fleet
-            self._saved = covers
-            return
-        if self._failure is not None:
-            log.info("State saved again")
-        self._failure = None
+                log.error("State could not be saved", error=str(error) or repr(error), retry_secs=RETRY_SECS)
+            self._failure = str(error) or repr(error)
+        else:
+            if self._failure is not None:
+                log.info("State saved again")
+            self._failure = None
+            log.debug("State saved")
         self._saved = covers
-        log.debug("State saved")

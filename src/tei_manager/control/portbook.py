@@ -56,6 +56,24 @@ class PortBook:
         for port in ports.all:
             self._holders[port] = name
 
+    def complete(self, spec: InstanceSpec, ports: Ports, engine: Engine) -> Ports:
+        """Booked ports, with what `engine` needs besides and without what it does not. Raises
+        `errors.CapacityError`.
+        """
+        grpc, metrics = ports.grpc, ports.metrics
+        if engine.has_second_port and grpc is None:
+            grpc = self._found(policy.second_port(self._range, self._holders, self._is_free), "instance")
+        if engine.has_metrics_port and metrics is None:
+            metrics = self._found(policy.metrics_port(self._range, self._holders, self._is_free), "metrics")
+        fitting = Ports(
+            main=ports.main,
+            grpc=grpc if engine.has_second_port else None,
+            metrics=metrics if engine.has_metrics_port else None,
+        )
+        self.release(spec.name)
+        self.restore(spec.name, fitting)
+        return fitting
+
     def release(self, name: str) -> None:
         self._holders = {port: holder for port, holder in self._holders.items() if holder != name}
 

@@ -14,6 +14,7 @@ from tei_manager.control.settings import Settings
 from tei_manager.control.watch import Subject
 from tei_manager.control.world import World
 from tei_manager.domain import errors
+from tei_manager.domain import spec as specs
 from tei_manager.domain.exits import ExitKind, ExitReason
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
 from tei_manager.domain.target import Endpoint
@@ -38,24 +39,40 @@ class Process:
     """Created with the intent to start, before anything runs: `nonce` is saved first, so that a process whose
     start was not answered can be found again.
 
-    `adopted` is the handle of a process that an earlier manager started.
+    `adopted` is the handle of a process that an earlier manager started, and the fingerprint of the specification
+    it was started with, None = not known.
     """
 
     def __init__(
-        self, spec: InstanceSpec, ports: Ports, world: World, settings: Settings, adopted: Handle | None = None
+        self,
+        spec: InstanceSpec,
+        ports: Ports,
+        world: World,
+        settings: Settings,
+        adopted: tuple[Handle, str | None] | None = None,
     ) -> None:
         self.spec, self.ports = spec, ports
         self.uid = secrets.token_hex(8)
-        self.nonce = adopted.nonce if adopted else secrets.token_hex(16)
-        self.handle = adopted
+        self.handle: Handle | None = None
+        self.launched: str | None = specs.fingerprint(spec)
+        self.is_stuck = False  # it was killed and lives on
+        if adopted:
+            self.handle, self.launched = adopted
+        self.nonce = self.handle.nonce if self.handle else secrets.token_hex(16)
         self.log_path = str(Path(settings.log_dir) / f"{spec.name}.log")
         self.started_at = world.now()
         self.spawned_at = asyncio.get_running_loop().time()
         self._log_offset = 0
         self._world, self._settings = world, settings
+        self._is_unwanted = False  # `stop` came first: there is nothing to start any more
         self._settled = asyncio.Event()  # the start is decided: `handle` is final
         if adopted:
             self._settled.set()
+
+    @property
+    def is_outdated(self) -> bool:
+        """It runs with another specification than the one it should."""
+        return self.launched not in (None, specs.fingerprint(self.spec))
 
     @property
     def subject(self) -> Subject:
@@ -83,6 +100,8 @@ class Process:
             log_path=self.log_path,
             nonce=self.nonce,
         )
+        if self._is_unwanted:
+            raise NotStarted(ExitReason(ExitKind.ENDED, "stopped before it was started"))
         try:
             self.handle = await self._world.driver.start(order)
         except errors.DriverError as error:
@@ -108,33 +127,37 @@ class Process:
         engine = self._world.engines[self.spec.engine]
         return engine.read_exit(exit_.code, exit_.signal, tail, was_ready=was_ready())
 
-    async def stop(self) -> None:
+    async def stop(self, *, on_stuck: Callable[[], None]) -> None:
         """Return when no process of this run is left; as long as that takes."""
+        self._is_unwanted = True
         await self._settled.wait()
         if self.handle is not None:
-            await self._end(self.handle, grace_secs=self._settings.graceful_shutdown_timeout_secs)
+            grace_secs = self._settings.graceful_shutdown_timeout_secs
+            await self._end(self.handle, grace_secs=grace_secs, on_stuck=on_stuck)
 
     async def kill(self) -> None:
         """End it at once, beside a `stop` that is still being patient."""
+        self._is_unwanted = True
         await self._settled.wait()
         if self.handle is not None:
             await self._end(self.handle, grace_secs=0.0)
 
-    async def _end(self, handle: Handle, *, grace_secs: float) -> None:
+    async def _end(
+        self, handle: Handle, *, grace_secs: float, on_stuck: Callable[[], None] = lambda: None
+    ) -> None:
         pause, longest = STUCK_RETRY_SECS
         while True:
             try:
                 await self._world.driver.stop(handle, grace_secs=grace_secs)
-                return
-            except errors.DriverError as error:
+            except Exception as error:  # whatever it is: only a proof that the process is gone ends this
                 log.error("Instance cannot be stopped", instance=self.spec.name, pid=handle.pid, error=str(error))
+                self.is_stuck = True
+                on_stuck()
+            else:
+                self.is_stuck = False
+                return
             await asyncio.sleep(pause)
             pause, grace_secs = min(pause * 2, longest), 0.0
-
-    async def log_tail(self, lines: int = 50) -> list[str]:
-        """The last lines this run has written."""
-        text = await asyncio.to_thread(self._world.logs.tail, self.log_path, since_offset=self._log_offset)
-        return text.splitlines()[-lines:]
 
     def endpoint(self, protocol: Protocol) -> Endpoint:
         """Where this run can be called, now that it speaks `protocol`."""

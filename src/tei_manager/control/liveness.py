@@ -1,0 +1,58 @@
+"""Whether a running process still answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from tei_manager.control import watch
+from tei_manager.control.process import Process
+from tei_manager.control.settings import Settings
+from tei_manager.control.world import World
+from tei_manager.domain.exits import ExitKind, ExitReason
+from tei_manager.domain.instance import Protocol
+
+log = structlog.get_logger("tei_manager.control.liveness")
+
+
+class Liveness:
+    """What the probes of one instance have shown."""
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        self._world, self._settings = world, settings
+        self.failures = 0  # in a row
+        self.last_check: float | None = None
+
+    def begin(self) -> None:
+        """A new run begins: nothing has failed yet."""
+        self.failures = 0
+
+    def passed(self) -> None:
+        """It answered just now."""
+        self.failures, self.last_check = 0, self._world.now()
+
+    async def until_dead(self, process: Process, protocol: Protocol, on_check: Callable[[], None]) -> ExitReason:
+        """Ask every interval; returns once it has failed so often that it must be started again."""
+        loop, settings, metrics = asyncio.get_running_loop(), self._settings, self._world.metrics
+        name, limit = process.spec.name, settings.max_failures_before_restart
+        while True:
+            round_began = loop.time()
+            await asyncio.sleep(settings.health_check_interval_secs)
+            asked_at = loop.time()
+            seen = await watch.ask_alive(process.subject, self._world, settings, protocol)
+            metrics.probed(name, loop.time() - asked_at)
+            served = self._world.frontdoor.last_success(process.uid)
+            if seen.ok or (served is not None and served > round_began):
+                # busy is not dead: an engine that finished a call since the last round is alive
+                self.passed()
+                on_check()
+                continue
+            self.failures, self.last_check = self.failures + 1, self._world.now()
+            metrics.probe_failed(name)
+            log.warning("Health check failed", instance=name, failures=self.failures, reason=seen.text)
+            on_check()
+            settled = loop.time() - process.spawned_at >= settings.health_check_initial_delay_secs
+            if limit and self.failures >= limit and settled:
+                return ExitReason(ExitKind.UNHEALTHY, f"failed {self.failures} health checks: {seen.text}")
