@@ -170,3 +170,14 @@ def test_an_engine_with_a_key_of_its_own_is_called_with_it_and_shows_it_to_nobod
     assert "open-sesame" not in json.dumps(manager.get("/instances").body)
     assert "open-sesame" not in manager.log()
     assert "open-sesame" not in "\n".join(manager.get("/instances/keyed/logs").body["lines"])
+
+
+def test_a_router_binary_that_is_our_engine_is_driven_as_such(manager: Any) -> None:
+    folder = str(Path(__file__).parents[1] / "fixtures" / "tiny_models" / "bert-mean")
+    manager.write(tei_binary_path=str(BIN / "tei-engine"), model_roots=[folder])
+    manager.start()
+    for name, engine in (("asked", {"engine": "tei"}), ("default", {})):
+        made = manager.post("/instances?wait=true", {"name": name, "model_id": folder, **engine})
+        assert (made.status, made.body.get("engine"), made.body.get("protocol")) == (201, "embedded", "both"), (
+            made.body
+        )

@@ -20,6 +20,7 @@ from tei_manager.control.supervisor import Supervisor
 from tei_manager.control.world import World
 from tei_manager.domain import errors
 from tei_manager.domain.instance import Desired, EngineKind, Instance, InstanceSpec, Origin, Ports, Status
+from tei_manager.engines import catalog
 from tei_manager.kits.nest import Nest
 from tei_manager.kits.parsing import Problem
 from tei_manager.policy import names
@@ -157,8 +158,12 @@ class Fleet:
         self._refuse_while_draining()
         if origin is Origin.API:
             self._check_api_rights(spec)
-        engine = self._world.engines[spec.engine]
         around = await surroundings.look(spec, self._world, self._settings)
+        if spec.engine is EngineKind.TEI and catalog.kind_of(around.version) is EngineKind.EMBEDDED:
+            # the configured router binary is our own engine: it is driven as what it is
+            spec = spec.with_(engine=EngineKind.EMBEDDED)
+            around = await surroundings.look(spec, self._world, self._settings)
+        engine = self._world.engines[spec.engine]
         self._refuse_while_draining()  # nothing below waits: what is checked still holds when it is registered
         spec, problems = engine.check(spec, around)
         if problems:
