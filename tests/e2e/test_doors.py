@@ -172,6 +172,20 @@ def test_an_engine_with_a_key_of_its_own_is_called_with_it_and_shows_it_to_nobod
     assert "open-sesame" not in "\n".join(manager.get("/instances/keyed/logs").body["lines"])
 
 
+def test_a_secret_that_an_engine_prints_is_not_served(manager: Any) -> None:
+    manager.start()
+    # a program that knows no better than to print its environment
+    command = [sys.executable, "-c", "import os; print(os.environ['HF_TOKEN'], os.environ['PLAIN'], '{port}')"]
+    body = {"name": "chatty", "model_id": "m", "engine": "command", "command": command}
+    env = {"HF_TOKEN": "hf-hush-hush", "PLAIN": "in-the-open"}
+    made = manager.post("/instances?wait=true", {**body, "env": env})
+    assert made.status == 502
+    lines = "\n".join(manager.get("/instances/chatty/logs").body["lines"])
+    assert "in-the-open" in lines
+    for text in (lines, json.dumps(made.body), json.dumps(manager.get("/instances/chatty").body)):
+        assert "hush" not in text
+
+
 def test_a_router_binary_that_is_our_engine_is_driven_as_such(manager: Any) -> None:
     folder = str(Path(__file__).parents[1] / "fixtures" / "tiny_models" / "bert-mean")
     manager.write(tei_binary_path=str(BIN / "tei-engine"), model_roots=[folder])

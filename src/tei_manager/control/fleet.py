@@ -20,7 +20,7 @@ from tei_manager.control.supervisor import Supervisor
 from tei_manager.control.world import World
 from tei_manager.domain import errors
 from tei_manager.domain.instance import Desired, EngineKind, Instance, InstanceSpec, Origin, Ports, Status
-from tei_manager.engines import catalog
+from tei_manager.engines import catalog, environment, log_reading
 from tei_manager.kits.nest import Nest
 from tei_manager.kits.parsing import Problem
 from tei_manager.policy import names
@@ -273,7 +273,10 @@ class Fleet:
     ) -> LogSlice:
         spec = self._supervisor(name).record.spec
         path = str(Path(self._settings.log_dir) / f"{spec.name}.log")
-        return await asyncio.to_thread(self._world.logs.read_slice, path, start=start, end=end, tail=tail)
+        read = await asyncio.to_thread(self._world.logs.read_slice, path, start=start, end=end, tail=tail)
+        # an engine may print what it was given, the credentials that it inherits from us included
+        hidden = environment.secrets_in({**self._world.environ, **spec.env})
+        return replace(read, lines=tuple(log_reading.mask(line, hidden) for line in read.lines))
 
     # -- within -----------------------------------------------------------------------------------------------
 
