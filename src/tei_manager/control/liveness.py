@@ -37,14 +37,20 @@ class Liveness:
         """Ask every interval; returns once it has failed so often that it must be started again."""
         loop, settings, metrics = asyncio.get_running_loop(), self._settings, self._world.metrics
         name, limit = process.spec.name, settings.max_failures_before_restart
+        round_began = due = loop.time()
         while True:
-            round_began = loop.time()
-            await asyncio.sleep(settings.health_check_interval_secs)
+            # by the clock, not after the last answer: slow probes must not make the rounds longer
+            due = max(due + settings.health_check_interval_secs, loop.time())
+            await asyncio.sleep(due - loop.time())
             asked_at = loop.time()
             seen = await watch.ask_alive(process.subject, self._world, settings, protocol)
             metrics.probed(name, loop.time() - asked_at)
-            served = self._world.frontdoor.last_success(process.uid)
-            if seen.ok or (served is not None and served > round_began):
+            served, last_round, round_began = (
+                self._world.frontdoor.last_success(process.uid),
+                round_began,
+                asked_at,
+            )
+            if seen.ok or (served is not None and served > last_round):
                 # busy is not dead: an engine that finished a call since the last round is alive
                 self.passed()
                 on_check()

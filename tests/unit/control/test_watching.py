@@ -234,3 +234,14 @@ async def test_an_idle_instance_stops_at_once() -> None:
     begun = plane.now
     await plane.fleet.stop("x")
     assert plane.now == begun
+
+
+async def test_slow_probes_do_not_make_the_rounds_longer() -> None:
+    plane = await opened(health_check_interval_secs=10, health_check_timeout_secs=4)
+    await plane.create("x")
+    await plane.until("x", Status.RUNNING)
+    begun, asked = plane.now, len(plane.prober.asked)
+    plane.prober.takes("x", 3)
+    await asyncio.sleep(104)
+    assert len(plane.prober.asked) - asked == 10
+    assert plane.now - begun == pytest.approx(104, abs=1)
