@@ -217,6 +217,7 @@ def test_a_huge_request_keeps_nobody_waiting(manager: Any) -> None:
     manager.create("one")
     huge = {"model": "one", "input": [1] * 4_000_000}
     sender = threading.Thread(target=lambda: manager.post("/v1/embeddings", huge))
+    started = time.monotonic()
     sender.start()
     slowest = 0.0
     while sender.is_alive():
@@ -224,4 +225,5 @@ def test_a_huge_request_keeps_nobody_waiting(manager: Any) -> None:
         assert manager.get("/instances").status == 200
         slowest = max(slowest, time.monotonic() - begun)
     sender.join()
-    assert slowest < 0.8  # it was 1.1 s before the check left the event loop
+    # in shares, so that a busy machine does not matter: on the event loop the check was most of the time
+    assert slowest < 0.5 * (time.monotonic() - started)
