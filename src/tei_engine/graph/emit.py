@@ -21,10 +21,12 @@ _IR_VERSION = 9
 class Graph:
     """A finished graph: its bytes, the folder its mapped weights lie in, and the weights that had to be converted.
 
-    `held` maps initializer name → float32 values; sessions refer to that memory, they do not copy it.
+    `inputs` are the names of its inputs, each int64 [batch, tokens]. `held` maps initializer name → float32
+    values; sessions refer to that memory, they do not copy it.
     """
 
     model: bytes
+    inputs: tuple[str, ...]
     folder: Path | None
     held: dict[str, FloatArray]
     weights_bytes: int
@@ -49,10 +51,22 @@ class Emitter:
         self._nodes.append(onnx.helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
 
+    def split(self, value: str, *sizes: int, axis: int) -> list[str]:
+        """Consecutive parts of `value` along `axis`, of these sizes."""
+        self._count += 1
+        outputs = [f"split_{self._count}_{part}" for part in range(len(sizes))]
+        inputs = [value, self.ints(*sizes)]
+        self._nodes.append(onnx.helper.make_node("Split", inputs, outputs, name=outputs[0], axis=axis))
+        return outputs
+
     def rename(self, value: str, name: str) -> str:
         """Give `value` a public name."""
         self._nodes.append(onnx.helper.make_node("Identity", [value], [name], name=f"name_{name}"))
         return name
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint stores a tensor of this name."""
+        return name in self._weights.tensors
 
     def weight(self, name: str, *shape: int) -> str:
         """The stored tensor `name`, mapped if it can be. An absent one is noted and reported by `finish`."""
@@ -89,10 +103,12 @@ class Emitter:
             parts.append(self.weight(f"{name}.bias", out))
         return self.op("Gemm", *parts, transB=1)
 
-    def norm(self, rows: str, name: str, *, size: int, eps: float) -> str:
+    def norm(self, rows: str, name: str, *, size: int, eps: float, bias: bool = True) -> str:
         """LayerNormalization over the last axis, which has `size` elements."""
-        scale, shift = self.weight(f"{name}.weight", size), self.weight(f"{name}.bias", size)
-        return self.op("LayerNormalization", rows, scale, shift, axis=-1, epsilon=eps)
+        parts = [rows, self.weight(f"{name}.weight", size)]
+        if bias:
+            parts.append(self.weight(f"{name}.bias", size))
+        return self.op("LayerNormalization", *parts, axis=-1, epsilon=eps)
 
     def _constant(self, name: str, values: np.ndarray[Any, Any]) -> str:
         if name not in self._initializers:
@@ -123,7 +139,7 @@ class Emitter:
         )
         held = sum(values.nbytes for values in self._held.values())
         mapped = sum(tensor.nbytes for tensor in self._tensors.values())
-        return Graph(model.SerializeToString(), self._folder, self._held, mapped + held)
+        return Graph(model.SerializeToString(), tuple(inputs), self._folder, self._held, mapped + held)
 
     def _place_tensors(self) -> None:
         """Decide per tensor: mapped from its file, or read and widened into memory."""

@@ -18,6 +18,8 @@ class Pooling(enum.Enum):
     CLS = "cls"
     MEAN = "mean"
     LAST_TOKEN = "last_token"  # noqa: S105 - no password
+    SPLADE = "splade"
+    """One weight per word of the vocabulary instead of a vector of the hidden size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,16 @@ class Dense:
     weight: FloatArray
     bias: FloatArray | None
     tanh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What config.json decides about a sequence classification head; the rest is its family's."""
+
+    labels: int
+    pooling: Pooling
+    activation: str
+    dense_bias: bool
 
 
 def pool(emitter: Emitter, rows: str, *, tokens: str, pooling: Pooling, hidden: int) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 import orjson
 
 from tei_engine.errors import StartError
-from tei_engine.graph import families
-from tei_engine.graph.heads import Pooling
+from tei_engine.graph import families, sizes
+from tei_engine.graph.heads import Classification, Pooling
+from tei_engine.models import kinds
+from tei_engine.models.kinds import Kind, Labels
 
 _SENTENCE_CONFIGS = (
     "sentence_bert_config.json",
@@ -36,9 +38,17 @@ class Configuration:
     """Everything the JSON files of a model folder say that serving needs."""
 
     family: families.Family
-    sizes: families.Sizes
+    sizes: sizes.Sizes
     model_type: str
+    architecture: str
+    kind: Kind
+    labels: Labels | None
+    """Of classifiers and rerankers."""
+    classification: Classification | None
     pooling: Pooling
+    """Of a classifier: that of its head."""
+    is_tied: bool
+    """Whether a masked-LM head decodes with the word embeddings."""
     max_input_length: int
     prompts: Mapping[str, str]
     dense: tuple[Path, ...]
@@ -51,27 +61,47 @@ def read_configuration(
 ) -> Configuration:
     """Read the JSON files of `folder`; `pooling` and `dense_path` override what they say.
 
-    Raises StartError naming the file or key that is missing, and for kinds of model that are not served.
+    Raises StartError naming the file or key that is missing or not supported.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise StartError(f"config.json not found in {folder}")
     config = _read_object(path)
     family = families.family_of(config)
-    _refuse_other_kinds(config)
-    sizes = families.read_sizes(config, family)
+    numbers = sizes.read_sizes(config, family)
     modules = _read_modules(folder)
     warnings: list[str] = []
+    labels = kinds.read_labels(config) if kinds.is_classifier(config, family) else None
+    head = kinds.read_classification(config, family, labels) if labels is not None else None
+    if head is not None:
+        if pooling is not None:
+            warnings.append("--pooling is not used: the model is a classifier, which pools in its own way")
+        pooling = head.pooling
+    elif pooling is None:
+        pooling = _read_pooling(folder, modules, str(config["model_type"]), warnings)
+    if pooling is Pooling.SPLADE:
+        kinds.check_splade(config, family)
     return Configuration(
         family=family,
-        sizes=sizes,
+        sizes=numbers,
         model_type=str(config["model_type"]),
-        pooling=pooling or _read_pooling(folder, modules, str(config["model_type"]), warnings),
-        max_input_length=_max_input_length(folder, sizes, warnings),
+        architecture=kinds.architecture_of(config),
+        kind=_kind(labels, pooling),
+        labels=labels,
+        classification=head,
+        pooling=pooling,
+        is_tied=bool(config.get("tie_word_embeddings", True)),
+        max_input_length=_max_input_length(folder, numbers, warnings),
         prompts=_read_prompts(folder),
         dense=_dense_folders(folder, modules, dense_path),
         warnings=tuple(warnings),
     )
+
+
+def _kind(labels: Labels | None, pooling: Pooling) -> Kind:
+    if labels is not None:
+        return Kind.RERANKER if len(labels.names) == 1 else Kind.CLASSIFIER
+    return Kind.SPLADE if pooling is Pooling.SPLADE else Kind.EMBEDDING
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
@@ -82,13 +112,6 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise StartError(f"{path} is not a JSON object")
     return value
-
-
-def _refuse_other_kinds(config: Mapping[str, Any]) -> None:
-    names = config.get("architectures")
-    for name in names if isinstance(names, list) else []:
-        if str(name).endswith("Classification"):
-            raise StartError(f"{name}: classifiers and rerankers are not supported yet, only embedding models")
 
 
 def _read_modules(folder: Path) -> list[tuple[str, Path]]:
@@ -103,8 +126,6 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
     for kind, place in entries:
         if kind not in _MODULES:
             raise StartError(f"modules.json names a module of type {kind}, which is not supported")
-        if kind in {"MLMTransformer", "SpladePooling"}:
-            raise StartError("splade models are not supported yet, only embedding models")
         _check_inside(place)
     return [(kind, folder / place) for kind, place in entries]
 
@@ -115,6 +136,10 @@ def _check_inside(place: str) -> None:
 
 
 def _read_pooling(folder: Path, modules: list[tuple[str, Path]], model_type: str, warnings: list[str]) -> Pooling:
+    splade = next((path for kind, path in modules if kind == "SpladePooling"), None)
+    if splade is not None:
+        _check_splade_pooling(splade / "config.json")
+        return Pooling.SPLADE
     place = next((path for kind, path in modules if kind == "Pooling"), folder / "1_Pooling")
     path = place / "config.json"
     if not path.is_file():
@@ -132,17 +157,26 @@ def _read_pooling(folder: Path, modules: list[tuple[str, Path]], model_type: str
     raise StartError(f"{path} names no pooling mode that is supported (cls, mean, lasttoken)")
 
 
-def _max_input_length(folder: Path, sizes: families.Sizes, warnings: list[str]) -> int:
+def _check_splade_pooling(path: Path) -> None:
+    config = _read_object(path) if path.is_file() else {}
+    for key, only in (("pooling_strategy", "max"), ("activation_function", "relu")):
+        if config.get(key, only) != only:
+            raise StartError(f"{path}: {key} {config[key]!r} is not supported ({only} is)")
+
+
+def _max_input_length(folder: Path, numbers: sizes.Sizes, warnings: list[str]) -> int:
     for name in _SENTENCE_CONFIGS:
         path = folder / name
         if not path.is_file():
             continue
         value = _read_object(path).get("max_seq_length")
         if isinstance(value, int) and value > 0:
-            if value > sizes.usable_positions:
-                warnings.append(f"{name}: max_seq_length {value} is cut to {sizes.usable_positions} positions")
-            return min(value, sizes.usable_positions)
-    return sizes.usable_positions
+            if numbers.rotary is not None:  # no table of positions that could end
+                return value
+            if value > numbers.usable_positions:
+                warnings.append(f"{name}: max_seq_length {value} is cut to {numbers.usable_positions} positions")
+            return min(value, numbers.usable_positions)
+    return numbers.usable_positions
 
 
 def _read_prompts(folder: Path) -> Mapping[str, str]:

@@ -15,9 +15,10 @@ from tei_engine.errors import StartError
 from tei_engine.graph.heads import Pooling
 from tei_engine.graph.session import available_providers
 from tei_engine.models.configuration import Configuration, read_configuration
-from tei_engine.models.embedder import Embedder, Threads
+from tei_engine.models.embedder import Embedder
 from tei_engine.models.finding import find_model
 from tei_engine.models.hub import HubOptions
+from tei_engine.models.model import Threads
 from tei_engine.server.metrics import resident_bytes
 from tei_engine.server.service import find_prompt
 from tei_engine.server.settings import Settings

@@ -1,4 +1,4 @@
-"""One model's tokenizer under TEI's rules: limits, truncation, byte offsets."""
+"""One model's tokenizer under TEI's rules: limits, truncation, pairs, byte offsets."""
 
 from __future__ import annotations
 
@@ -14,23 +14,37 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import tokenizers
 
 from tei_engine import errors
+from tei_engine.tokenization import pairs
 
 CHARACTERS_PER_TOKEN = 250
 """TEI's bound on the length of a text: this many characters per token of the model's limit."""
+
+Text = str | tuple[str, str]
+"""One text, or two that the model is to compare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One input before tokenising: `text` (its prompt already in front), or `ids` used as given.
 
-    `prompt` is only looked at for ids: they are decoded, the prompt is put in front, the result encoded again.
+    `pair` is the second of two texts that the model is to compare. `prompt` is only looked at for ids: they are
+    decoded, the prompt is put in front, the result encoded again.
     """
 
     text: str | None = None
+    pair: str | None = None
     ids: tuple[int, ...] | None = None
     prompt: str | None = None
     truncate: bool = False
     left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The ids of one input, and the type of each token; None = all of type 0."""
+
+    ids: list[int]
+    types: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,11 @@ class Tokenizer:
         self._inner.no_padding()
         self._inner.no_truncation()
         self._added = self._inner.num_special_tokens_to_add(False)
+        try:
+            with _guard():
+                self._frame = pairs.read_frame(self._inner)
+        except errors.RequestError:  # that is for those to hear who ask for pairs
+            self._frame = None
         self._specials = frozenset(
             number for number, token in self._inner.get_added_tokens_decoder().items() if token.special
         )
@@ -70,24 +89,31 @@ class Tokenizer:
         self, pieces: Sequence[Piece], *, max_length: int, vocab_size: int
     ) -> list[list[int] | errors.RequestError]:
         """Token ids per piece in order, or the error that this piece alone gets."""
-        answers: list[list[int] | errors.RequestError] = [[] for _ in pieces]
-        texts: list[str] = []
+        answers = self.encode_typed(pieces, max_length=max_length, vocab_size=vocab_size)
+        return [answer if isinstance(answer, errors.RequestError) else answer.ids for answer in answers]
+
+    def encode_typed(
+        self, pieces: Sequence[Piece], *, max_length: int, vocab_size: int
+    ) -> list[Encoded | errors.RequestError]:
+        """As `encode`, with the types of the tokens, which only pairs have."""
+        answers: list[Encoded | errors.RequestError] = [Encoded([]) for _ in pieces]
+        texts: list[Text] = []
         rows: list[int] = []
         for row, piece in enumerate(pieces):
             try:
                 if piece.ids is not None and piece.prompt is None:
-                    answers[row] = _checked_ids(piece, piece.ids, max_length, vocab_size)
+                    answers[row] = Encoded(_checked_ids(piece, piece.ids, max_length, vocab_size))
                 else:
                     texts.append(self._bounded(self._text(piece, vocab_size), piece, max_length))
                     rows.append(row)
             except errors.RequestError as error:
                 answers[row] = error
         for row, encoded in zip(rows, self._encode_texts(texts), strict=True):
-            answers[row] = encoded if isinstance(encoded, errors.RequestError) else encoded.ids
+            answers[row] = encoded if isinstance(encoded, errors.RequestError) else _typed(encoded, pieces[row])
         for row, text in zip(rows, texts, strict=True):
-            ids = answers[row]
-            if isinstance(ids, list) and len(ids) > max_length:
-                answers[row] = self._cut(text, pieces[row], max_length, len(ids))
+            answer = answers[row]
+            if isinstance(answer, Encoded) and len(answer.ids) > max_length:
+                answers[row] = self._cut(text, pieces[row], max_length, len(answer.ids))
         return answers
 
     def tokens(self, text: str, *, add_special_tokens: bool, max_length: int) -> list[Token]:
@@ -114,22 +140,26 @@ class Tokenizer:
         with _guard():
             return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def _text(self, piece: Piece, vocab_size: int) -> str:
+    def _text(self, piece: Piece, vocab_size: int) -> Text:
+        if piece.pair is not None:
+            return piece.text or "", piece.pair
         if piece.ids is not None:
             _check_range(piece.ids, vocab_size)
             return (piece.prompt or "") + self.decode(piece.ids, skip_special_tokens=True)
         return piece.text or ""
 
     @staticmethod
-    def _bounded(text: str, piece: Piece, max_length: int) -> str:
+    def _bounded(text: Text, piece: Piece, max_length: int) -> Text:
         limit = CHARACTERS_PER_TOKEN * max_length
-        if len(text) <= limit:
+        length = len(text) if isinstance(text, str) else sum(map(len, text))
+        if length <= limit:
             return text
         if not piece.truncate:
-            _check_characters(len(text), max_length)
-        return text[-limit:] if piece.left else text[:limit]
+            _check_characters(length, max_length)
+        kept = slice(-limit, None) if piece.left else slice(limit)
+        return text[kept] if isinstance(text, str) else (text[0][kept], text[1][kept])
 
-    def _encode_texts(self, texts: list[str]) -> Iterable[tokenizers.Encoding | errors.RequestError]:
+    def _encode_texts(self, texts: list[Text]) -> Iterable[tokenizers.Encoding | errors.RequestError]:
         if not texts:
             return []
         try:
@@ -145,22 +175,39 @@ class Tokenizer:
                     answers.append(error)
             return answers
 
-    def _guarded(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+    def _guarded(self, text: Text, add_special_tokens: bool) -> tokenizers.Encoding:
+        first, second = (text, None) if isinstance(text, str) else text
         with _guard():
-            return self._inner.encode(text, add_special_tokens=add_special_tokens)
+            return self._inner.encode(first, second, add_special_tokens=add_special_tokens)
 
-    def _cut(self, text: str, piece: Piece, max_length: int, length: int) -> list[int] | errors.RequestError:
+    def _cut(self, text: Text, piece: Piece, max_length: int, length: int) -> Encoded | errors.RequestError:
         """The ids of an over-long text: its own tokens are cut, then the special ones put around them."""
         if not piece.truncate:
             return too_many_tokens(length, max_length)
         try:
+            if not isinstance(text, str):
+                return self._cut_pair(text, piece, max_length)
             with _guard():
                 encoding = self._inner.encode(text, add_special_tokens=False)
                 encoding.truncate(max(0, max_length - self._added), direction="left" if piece.left else "right")
-                ids: list[int] = self._inner.post_process(encoding).ids
-                return ids
+                return _typed(self._inner.post_process(encoding), piece)
         except errors.RequestError as error:
             return error
+
+    def _cut_pair(self, texts: tuple[str, str], piece: Piece, max_length: int) -> Encoded:
+        if self._frame is None:
+            raise errors.tokenizer(ValueError("its frame of pairs could not be read"))
+        ids = [self._guarded(text, False).ids for text in texts]
+        sizes = pairs.longest_first(len(ids[0]), len(ids[1]), max(0, max_length - self._frame.size))
+        first, second = (
+            part[len(part) - size :] if piece.left else part[:size] for part, size in zip(ids, sizes, strict=True)
+        )
+        return Encoded(*self._frame.around(first, second))
+
+
+def _typed(encoding: tokenizers.Encoding, piece: Piece) -> Encoded:
+    types = encoding.type_ids if piece.pair is not None else []
+    return Encoded(encoding.ids, types if any(types) else None)
 
 
 def too_many_tokens(given: int, max_length: int) -> errors.RequestError:

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 from tei_engine.errors import StartError
-from tei_engine.graph.encoder import relative_buckets
+from tei_engine.graph.attention import relative_buckets
+from tei_engine.graph.emit import Emitter
 from tei_engine.graph.heads import Pooling
-from tei_engine.graph.weights import canonical, read_header, read_weights
+from tei_engine.graph.outputs import Output
+from tei_engine.graph.session import Session
+from tei_engine.graph.weights import Weights, canonical, read_header, read_weights
 from tei_engine.models import hub
 from tei_engine.models.configuration import read_configuration
 from tei_engine.models.embedder import normalised
 from tei_engine.models.finding import find_in_package, find_model
 from tei_engine.models.hub import HubOptions, cached_snapshot, missing_files
+from tei_engine.models.model import Batch
 
 OFFLINE = HubOptions(offline=True)
 
@@ -248,3 +252,82 @@ def test_the_hub_cache_is_read_by_branch_and_commit(folder, tmp_path):
     assert missing_files(snapshot) == ["tokenizer.json", "1_Pooling/config.json"]
     with pytest.raises(StartError, match=r"missing tokenizer\.json, 1_Pooling/config\.json"):
         find_model("acme/tiny", sources={}, revision=None, hub_options=options)
+
+
+@pytest.fixture
+def change_config(tiny_folder, tmp_path):
+    """A copy of a tiny model with other things in its config.json."""
+
+    def make(name, **more):
+        folder = shutil.copytree(tiny_folder(name), tmp_path / name)
+        change(folder / "config.json", **more)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("modernbert-mean", {"layer_types": ["full_attention"]}, r"expected a list of 3"),
+        ("modernbert-mean", {"layer_types": ["linear_attention"] * 3}, "layer type 'linear_attention'"),
+        ("modernbert-mean", {"local_attention": None}, r"config\.json has no local_attention"),
+        (
+            "modernbert-mean",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
+            "rope_type 'yarn'",
+        ),
+        ("modernbert-cls", {"global_rope_theta": "big"}, "base of rotary positions is 'big'"),
+        ("nomic-bert-mean-hubconfig", {"moe_every_n_layers": 2, "num_experts": 8}, "mixtures of experts"),
+        ("nomic-bert-mean-hubconfig", {"rotary_scaling_factor": 2}, "rotary_scaling_factor 2"),
+        ("nomic-bert-mean-hubconfig", {"prenorm": True}, "prenorm True"),
+        ("nomic-bert-mean-hubconfig", {"activation_function": "glu"}, "activation 'glu'"),
+        ("nomic-bert-mean", {"head_dim": 16}, "head_dim 16"),
+        ("albert-mean", {"inner_group_num": 2}, "inner_group_num 2"),
+    ],
+)
+def test_encoders_that_are_not_built_are_refused(change_config, name, changes, message):
+    with pytest.raises(StartError, match=message):
+        read_configuration(change_config(name, **changes))
+
+
+def test_both_spellings_of_modernbert_say_the_same(change_config):
+    new = read_configuration(change_config("modernbert-mean")).sizes.rotary
+    folder = change_config(
+        "modernbert-cls", num_hidden_layers=3, global_attn_every_n_layers=3, global_rope_theta=160000.0
+    )
+    assert read_configuration(folder).sizes.rotary == new
+    assert new.windows == (None, 8, 8)
+    assert new.bases == (160000.0, 10000.0, 10000.0)
+
+
+def test_rotary_positions_end_nowhere(change_config):
+    folder = change_config("nomic-bert-mean-hubconfig")
+    change(folder / "sentence_bert_config.json", max_seq_length=1000)
+    configuration = read_configuration(folder)
+    assert (configuration.max_input_length, configuration.warnings) == (1000, ())
+    (folder / "sentence_bert_config.json").unlink()
+    assert read_configuration(folder).max_input_length == 128, "max_trained_positions before n_positions"
+
+
+def test_sine_and_cosine_of_far_positions_are_exact():
+    """Rotations are computed in the graph, so its functions must hold for large angles."""
+    emitter = Emitter(Weights({}))
+    angles = emitter.op("Mul", emitter.op("Cast", "input_ids", to=1), emitter.scalar(0.7))
+    shape = ("batch", "tokens")
+    outputs = [(emitter.rename(emitter.op(kind, angles), kind), shape) for kind in ("Cos", "Sin")]
+    session = Session(emitter.finish(("input_ids",), outputs), threads=1)
+    numbers = np.arange(200_000)[None]
+    exact = (numbers.astype(np.float32) * np.float32(0.7)).astype(np.float64)
+    cos, sin = session.run({"input_ids": numbers}, ["Cos", "Sin"])
+    assert np.abs(cos - np.cos(exact)).max() <= 1e-6
+    assert np.abs(sin - np.sin(exact)).max() <= 1e-6
+
+
+def test_a_window_hides_nothing_but_what_is_too_far(tiny):
+    """Padding sees, in local layers, padding only; that must not become NaN, nor reach a real token."""
+    model = tiny("modernbert-mean").model
+    alone, [beside, _] = model.tokens([[5, 6, 7]])[0], model.tokens([[5, 6, 7], [8] * 96])
+    assert np.abs(beside - alone).max() <= 2e-5
+    [padded] = model.run(Batch.of([[5, 6, 7], [8] * 96]), [Output.TOKENS])
+    assert np.isfinite(padded).all()

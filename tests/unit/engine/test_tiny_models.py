@@ -5,7 +5,8 @@ import pytest
 
 from tei_engine.graph.heads import Pooling
 from tei_engine.models.configuration import read_configuration
-from tei_engine.models.embedder import Embedder, Threads, normalised
+from tei_engine.models.embedder import Embedder, normalised
+from tei_engine.models.model import Threads
 from tei_engine.tokenization.tokenizer import Piece
 
 NAMES = (
@@ -21,6 +22,12 @@ NAMES = (
     "bert-mean-bf16",
     "bert-mean-sharded",
     "bert-mean-legacy-names",
+    "modernbert-cls",
+    "modernbert-mean",
+    "nomic-bert-mean",
+    "nomic-bert-mean-hubconfig",
+    "albert-mean",
+    "electra-mean",
 )
 
 
