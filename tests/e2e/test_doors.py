@@ -120,10 +120,13 @@ def test_the_command_line_drives_the_real_thing(manager: Any) -> None:
         assert done.returncode == code, done.stderr
         return done.stdout if code == 0 else done.stderr
 
-    created = json.loads(run("instances", "create", "mini", MODEL, "--engine", "embedded", "--json"))
+    create = ("instances", "create", "mini", MODEL, "--engine", "embedded", "--alias", "by-alias", "--json")
+    created = json.loads(run(*create))
     assert created["status"] == "running"
     assert "mini" in run("instances", "list")
     assert "384" in run("embed", "--instance", "mini", "a cat", "a dog")
+    assert "384" in run("embed", "--instance", "by-alias", "a cat")
+    assert "INSTANCE_NOT_FOUND" in run("embed", "--instance", "nobody", "a cat", code=1)
     assert "Ready" in run("instances", "logs", "mini") or "Warming up" in run("instances", "logs", "mini")
     run("instances", "restart", "mini")
     run("instances", "stop", "mini")

@@ -22,7 +22,7 @@ Vector = Sequence[float]
 def embed(options: argparse.Namespace, console: Console) -> int:
     texts = read_texts(options.texts, sys.stdin)
     client, name = connect(options), options.instance
-    instance = client.get(instance_path(name))
+    instance = look_up(client, name)
     # one that is being stopped or is asleep is for the manager to wake or refuse
     if instance.get("status") == "starting":
         with patience(client, console) as waiting:
@@ -54,6 +54,20 @@ def read_texts(given: Iterable[str], stdin: Iterable[str]) -> list[str]:
     if not texts:
         raise WrongUsage("no text to embed: stdin holds no lines")
     return texts
+
+
+def look_up(client: Client, name: str) -> Json:
+    """The instance of that name, or the oldest one with that alias. Raises `ErrorAnswer` if there is neither."""
+    try:
+        instance: Json = client.get(instance_path(name))
+        return instance
+    except ErrorAnswer as unknown:
+        if unknown.status != 404:
+            raise
+        for other in client.get("/instances"):
+            if name in other.get("aliases", ()):
+                return dict(other)
+        raise
 
 
 def request(client: Client, name: str, texts: list[str], *, hint: bool) -> Json:
