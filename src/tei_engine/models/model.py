@@ -11,13 +11,11 @@ import numpy as np
 from tei_engine.errors import StartError
 from tei_engine.graph import build
 from tei_engine.graph.arrays import FloatArray, IntArray
-from tei_engine.graph.emit import Graph
 from tei_engine.graph.outputs import Output
 from tei_engine.graph.session import Session
-from tei_engine.graph.weights import read_weights
 from tei_engine.models.configuration import Configuration
-from tei_engine.models.dense import read_dense_modules
 from tei_engine.models.kinds import Kind
+from tei_engine.models.native import GraphChoice, build_native
 
 _OUTPUTS = {
     Kind.EMBEDDING: (Output.POOLED, Output.TOKENS),
@@ -64,9 +62,15 @@ class Batch:
 class Model:
     """Two sessions over the same mapped weights: narrow (one thread, many callers) and wide (one caller)."""
 
-    def __init__(self, folder: Path, configuration: Configuration, threads: Threads) -> None:
+    def __init__(
+        self, folder: Path, configuration: Configuration, threads: Threads, choice: GraphChoice | None = None
+    ) -> None:
         """Build the graph and open its sessions. Raises StartError with one clear line."""
-        graph, self.dimension = _build(folder, configuration)
+        native = build_native(folder, configuration, choice or GraphChoice())
+        graph, self.dimension = native.graph, native.width
+        self.cosine = native.cosine
+        self.file: str | None = None
+        """The ready-made graph that is used, relative to the model's folder; None = built from the weights."""
         self._narrow = Session(graph, threads=1)
         self._wide = Session(graph, threads=threads.wide) if threads.wide > 1 else None
         self.kind = configuration.kind
@@ -105,20 +109,6 @@ class Model:
                     raise StartError(f"the model's output has shape {rows.shape}, expected {expected}")
                 if not np.isfinite(rows).all():
                     raise StartError("the model's output is not a number: its weights are damaged")
-
-
-def _build(folder: Path, configuration: Configuration) -> tuple[Graph, int]:
-    """The graph, and the width of its first output."""
-    family, sizes = configuration.family, configuration.sizes
-    weights = read_weights(folder, family.prefixes)
-    if configuration.classification is not None:
-        head = configuration.classification
-        return build.build_classifier(weights, family, sizes, head=head), head.labels
-    if configuration.kind is Kind.SPLADE:
-        return build.build_splade(weights, family, sizes, is_tied=configuration.is_tied), sizes.vocab
-    dense = read_dense_modules(configuration.dense, hidden=sizes.hidden)
-    graph = build.build_embedder(weights, family, sizes, pooling=configuration.pooling, dense=dense)
-    return graph, dense[-1].weight.shape[0] if dense else sizes.hidden
 
 
 def _filling(tokens: int, max_length: int) -> list[list[int]]:
