@@ -23,10 +23,16 @@ $(STAMP): requirements/dev.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+# other projects' clients, for tests that point them at our doors: an environment of their own
+.venv-clients/.synced: requirements/clients.lock $(STAMP)
+	test -x .venv-clients/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-clients
+	$(UV) pip sync --quiet --python .venv-clients/bin/python requirements/clients.lock
+	touch $@
+
 demo: setup  ## start the manager with a real model and call it through every door (DEMO_EXIT=1: then end)
 	$(BIN)/python -m tools.demo $(if $(DEMO_EXIT),--exit)
 
-test: setup  ## run the whole test suite
+test: setup .venv-clients/.synced  ## run the whole test suite
 	$(BIN)/python -m pytest
 
 check: setup  ## format, lint, types, import contracts, generated files
@@ -55,6 +61,7 @@ lock:  ## recompile requirements/*.lock from pyproject.toml
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/base.lock
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --override requirements/torch-free.override \
 		--extra demo --extra test --extra dev pyproject.toml -o requirements/dev.lock
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/clients.in -o requirements/clients.lock
 
 clean:  ## remove everything the targets made
-	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .state build dist
+	rm -rf $(VENV) .venv-clients .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .state build dist

@@ -6,16 +6,18 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tei_engine import errors
-from tei_engine.batching.jobs import Entry, Job, Want
+from tei_engine.batching.jobs import Entry, Job
 from tei_engine.batching.packing import Lanes, Limits
 from tei_engine.graph.arrays import FloatArray
-from tei_engine.models.embedder import Embedder, normalised
+from tei_engine.graph.outputs import Output
+from tei_engine.models.model import Batch, Model
+from tei_engine.models.scores import nonzero, normalised
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Outcome:
 class ComputeThreads:
     """Forms runs from the lanes and executes them; a lone run is wide, others run side by side."""
 
-    def __init__(self, model: Embedder, *, workers: int, limits: Limits, done: Callable[[Outcome], None]) -> None:
+    def __init__(self, model: Model, *, workers: int, limits: Limits, done: Callable[[Outcome], None]) -> None:
         """`done` is called from a compute thread, once per run."""
         self._model = model
         self._limits = limits
@@ -178,48 +180,83 @@ class ComputeThreads:
                 self._compute(outcome, [place], wide)
             return
         self._failed = False
-        for place in faulty:
-            outcome.errors[live[place]] = errors.backend("embedding is NaN", label="missing_values")
+        for place, fault in faulty.items():
+            outcome.errors[live[place]] = fault
 
-    def _forward(self, entries: list[Entry], wide: bool) -> list[int]:
-        """Compute entries and write their rows; returns the places whose result is not a number."""
-        faulty: list[int] = []
-        for want in Want:
+    def _forward(self, entries: list[Entry], wide: bool) -> dict[int, errors.RequestError]:
+        """Compute entries and write what they want; returns the errors of those whose result is not a number."""
+        faulty: dict[int, errors.RequestError] = {}
+        for want, write in _WRITERS.items():
             places = [place for place, entry in enumerate(entries) if entry.job.ask.want is want]
             if not places:
                 continue
-            ids = [entries[place].ids for place in places]
-            if want is Want.POOLED:
-                vectors = self._model.pooled(ids, wide=wide)
-                broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-                _write(vectors, [entries[place] for place in places])
-                faulty += [places[int(row)] for row in broken]
-            else:
-                for place, rows in zip(places, self._model.tokens(ids, wide=wide), strict=True):
-                    entries[place].job.tokens[entries[place].row] = rows
-                    if not np.isfinite(rows).all():
-                        faulty.append(place)
+            chosen = [entries[place] for place in places]
+            batch = Batch.of([entry.ids for entry in chosen], [entry.types for entry in chosen])
+            [values] = self._model.run(batch, (want,), wide=wide)
+            for row in write(values, chosen):
+                faulty[places[row]] = _NOT_A_NUMBER.get(want, errors.backend(_NAN, label="missing_values"))
         return faulty
 
     def _self_test(self) -> None:
         """One token through the model decides whether a failure was the input's or ours."""
         try:
-            self._failed = not bool(np.isfinite(self._model.pooled([[0]])).all())
+            [rows] = self._model.run(Batch.of([[0]]), self._model.outputs[:1])
+            self._failed = not bool(np.isfinite(rows).all())
         except Exception as error:
             _log.warning("self-test failed: %s", error)
 
 
-def _write(vectors: FloatArray, entries: list[Entry]) -> None:
-    """Put each row where its job wants it: cut to its dimensions, then normalised if asked."""
+_NAN = "embedding is NaN"
+_NOT_A_NUMBER = {
+    Output.LOGITS: errors.RequestError(errors.ErrorKind.BACKEND, "score is NaN", label="missing_values")
+}
+
+
+def _write_vectors(vectors: FloatArray, entries: list[Entry]) -> Iterable[int]:
+    """Each row to its job, cut to its dimensions, then normalised if asked; returns the broken ones."""
     whole: FloatArray | None = None
     for row, entry in enumerate(entries):
         ask = entry.job.ask
-        size = entry.job.vectors.shape[1]
+        size = entry.job.rows.shape[1]
         if not ask.normalize:
-            entry.job.vectors[entry.row] = vectors[row, :size]
+            entry.job.rows[entry.row] = vectors[row, :size]
         elif size < vectors.shape[1]:
-            entry.job.vectors[entry.row] = normalised(vectors[row : row + 1, :size])[0]
+            entry.job.rows[entry.row] = normalised(vectors[row : row + 1, :size])[0]
         else:
             if whole is None:
                 whole = normalised(vectors)
-            entry.job.vectors[entry.row] = whole[row]
+            entry.job.rows[entry.row] = whole[row]
+    return _broken(vectors)
+
+
+def _write_logits(logits: FloatArray, entries: list[Entry]) -> Iterable[int]:
+    for row, entry in enumerate(entries):
+        entry.job.rows[entry.row] = logits[row]
+    return _broken(logits)
+
+
+def _write_tokens(tokens: FloatArray, entries: list[Entry]) -> Iterable[int]:
+    """Padding is removed; its values mean nothing, and may be anything."""
+    for row, entry in enumerate(entries):
+        # a copy: a view would keep the whole run's output alive as long as the slowest of its callers
+        entry.job.tokens[entry.row] = tokens[row, : entry.length].copy()
+        if not np.isfinite(entry.job.tokens[entry.row]).all():
+            yield row
+
+
+def _write_sparse(weights: FloatArray, entries: list[Entry]) -> Iterable[int]:
+    for row, entry in enumerate(entries):
+        entry.job.sparse[entry.row] = nonzero(weights[row])
+    return _broken(weights)
+
+
+def _broken(rows: FloatArray) -> Iterable[int]:
+    return [int(row) for row in np.flatnonzero(~np.isfinite(rows).all(axis=1))]
+
+
+_WRITERS: dict[Output, Callable[[FloatArray, list[Entry]], Iterable[int]]] = {
+    Output.POOLED: _write_vectors,
+    Output.TOKENS: _write_tokens,
+    Output.LOGITS: _write_logits,
+    Output.SPARSE: _write_sparse,
+}

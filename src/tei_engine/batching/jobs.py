@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tei_engine import errors
-from tei_engine.graph.arrays import FloatArray
+from tei_engine.graph.arrays import FloatArray, IntArray
+from tei_engine.graph.outputs import Output
 from tei_engine.tokenization.tokenizer import Piece
 
+Sparse = tuple[IntArray, FloatArray]
+"""A sparse vector: indices, ascending, and their values."""
 
-class Want(enum.Enum):
-    """What an entry needs from its run."""
-
-    POOLED = "pooled"
-    TOKENS = "tokens"
+_ROWS = (Output.POOLED, Output.LOGITS)
+"""Outputs that are one row per input, all of the same size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Ask:
     """
 
     pieces: tuple[Piece, ...]
-    want: Want = Want.POOLED
+    want: Output = Output.POOLED
     normalize: bool = True
     dimensions: int | None = None
     deadline: float | None = None
@@ -44,6 +43,7 @@ class Entry:
     row: int
     piece: Piece
     ids: list[int] = field(default_factory=list)
+    types: list[int] | None = None
     arrived_at: float = 0.0
     queued_at: float = 0.0
     passed_over: int = 0
@@ -69,20 +69,23 @@ class Entry:
 class Job:
     """One request's entries, and the future that its handler waits on. Belongs to the event loop.
 
-    Compute threads write finished rows into `vectors` (or `tokens`) before the loop hears of them.
+    Compute threads write finished rows before the loop hears of them: into `rows` [inputs, width] what is one row
+    per input, into `tokens` the vectors of every token of an input, into `sparse` sparse vectors.
     """
 
-    def __init__(self, ask: Ask, *, dimension: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, ask: Ask, *, width: int, loop: asyncio.AbstractEventLoop) -> None:
+        """`width` is the size of one row of what is wanted."""
         now = time.perf_counter()
         self.ask = ask
         self.entries = [Entry(self, row, piece, arrived_at=now) for row, piece in enumerate(ask.pieces)]
         self.future: asyncio.Future[None] = loop.create_future()
         self.is_over = False
-        size = min(ask.dimensions or dimension, dimension)
-        rows = len(ask.pieces)
-        self.vectors: FloatArray = np.empty((rows if ask.want is Want.POOLED else 0, size), dtype=np.float32)
-        self.tokens: list[FloatArray | None] = [None] * (rows if ask.want is Want.TOKENS else 0)
-        self._open = rows
+        count = len(ask.pieces)
+        size = min(ask.dimensions or width, width)
+        self.rows: FloatArray = np.empty((count if ask.want in _ROWS else 0, size), dtype=np.float32)
+        self.tokens: dict[int, FloatArray] = {}
+        self.sparse: dict[int, Sparse] = {}
+        self._open = count
 
     def settle(self, entry: Entry, error: errors.RequestError | None) -> bool:
         """Note that `entry` is done; the first error ends the whole job. True if the job ended with this call."""

@@ -14,7 +14,7 @@ from tei_engine.batching.jobs import Ask, Entry, Job
 from tei_engine.batching.packing import Limits
 from tei_engine.batching.permits import Permits
 from tei_engine.batching.tokenizing import Failed, TokenizerThreads
-from tei_engine.models.embedder import Embedder
+from tei_engine.models.model import Model
 from tei_engine.tokenization.tokenizer import Tokenizer
 
 Value = TypeVar("Value")
@@ -46,7 +46,7 @@ class Sizing:
 class Pipeline:
     """Owns the threads and everything in flight. All methods belong to the event loop it was made on."""
 
-    def __init__(self, model: Embedder, tokenizer: Tokenizer, sizing: Sizing, observer: Observer) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, sizing: Sizing, observer: Observer) -> None:
         self.permits = Permits(sizing.max_concurrent_requests)
         self.model = model
         self.tokenizer = tokenizer
@@ -92,7 +92,7 @@ class Pipeline:
         """
         if self._is_aborted:
             raise errors.unhealthy("shutting down")
-        job = Job(ask, dimension=self.model.dimension, loop=self._loop)
+        job = Job(ask, width=self.model.dimension, loop=self._loop)
         self._jobs.add(job)
         try:
             self._tokenizers.submit(job.entries)

@@ -118,7 +118,7 @@ class TokenizerThreads:
     def _tokenize(self, entries: list[Entry]) -> None:
         began = time.perf_counter()
         try:
-            answers = self._tokenizer.encode(
+            answers = self._tokenizer.encode_typed(
                 [entry.piece for entry in entries], max_length=self._max_length, vocab_size=self._vocab_size
             )
         except Exception as error:  # nothing one text holds may end this thread
@@ -132,10 +132,10 @@ class TokenizerThreads:
             entry.queued_at = now
             if isinstance(answer, errors.RequestError):
                 bad.append((entry, answer))
-            elif not answer:
+            elif not answer.ids:
                 bad.append((entry, errors.empty(errors.EMPTY_INPUTS)))
             else:
-                entry.ids = answer
+                entry.ids, entry.types = answer.ids, answer.types
                 good.append(entry)
         if bad:
             failing = {entry.job for entry, _ in bad}

@@ -1,4 +1,4 @@
-"""From a model's raw output to what is answered: probabilities of labels, and the words of a sparse vector."""
+"""From a model's raw output to what is answered: unit vectors, probabilities, the words of a sparse vector."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from typing import Any
 import numpy as np
 
 from tei_engine.graph.arrays import FloatArray, IntArray
+
+
+def normalised(vectors: FloatArray) -> FloatArray:
+    """Rows of unit length: squares summed in float64, the scale applied in float32. A zero row stays zero."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    scales = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    np.minimum(scales, np.finfo(np.float32).max, out=scales)  # beyond it lie only vectors of denormal numbers
+    scaled: FloatArray = vectors * scales.astype(np.float32)[:, None]
+    return scaled
 
 
 def probabilities(logits: FloatArray) -> FloatArray:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tei_engine
+from tei_engine.models.kinds import Kind
 from tei_engine.server.metrics import resident_bytes
 from tei_engine.server.service import Service
+
+if TYPE_CHECKING:
+    from tei_engine.models.configuration import Configuration
 
 _DTYPE = "float32"
 
@@ -20,7 +25,7 @@ def info(service: Service) -> dict[str, Any]:
         "model_sha": loaded.model_sha,
         "model_dtype": _DTYPE,
         "served_model_name": settings.served_model_name,
-        "model_type": {"embedding": {"pooling": loaded.configuration.pooling.value}},
+        "model_type": _model_type(loaded.configuration),
         "max_concurrent_requests": settings.max_concurrent_requests,
         "max_input_length": loaded.configuration.max_input_length,
         "max_batch_tokens": settings.max_batch_tokens,
@@ -35,6 +40,13 @@ def info(service: Service) -> dict[str, Any]:
     }
 
 
+def _model_type(configuration: Configuration) -> dict[str, Any]:
+    labels = configuration.labels
+    if labels is None:
+        return {"embedding": {"pooling": configuration.pooling.value}}
+    return {configuration.kind.value: {"id2label": labels.id2label, "label2id": labels.label2id}}
+
+
 def engine(service: Service) -> dict[str, Any]:
     """The `engine` object of `/info`, which `--dry-run` prints."""
     settings, loaded = service.settings, service.loaded
@@ -43,11 +55,11 @@ def engine(service: Service) -> dict[str, Any]:
         "name": "tei-engine",
         "version": tei_engine.__version__,
         "backend": "onnx",
-        "graph": "native",
-        "file": None,
-        "quantize": "none",
-        "quantize_cosine": None,
-        "embedding_dimension": model.dimension,
+        "graph": "native" if model.file is None else "onnx",
+        "file": model.file,
+        "quantize": settings.quantize,
+        "quantize_cosine": None if model.cosine is None else dataclasses.asdict(model.cosine),
+        "embedding_dimension": model.dimension if model.kind is Kind.EMBEDDING else None,
         "vocab_size": model.vocab_size,
         "execution_providers": list(settings.execution_providers),
         "compute_workers": settings.compute_workers,
@@ -72,7 +84,11 @@ def add_gauges(service: Service) -> None:
     metrics.gauge("tei_engine_weights_bytes", "bytes of the model's weights", lambda: 0)
     metrics.gauge("tei_engine_rss_bytes", "resident memory", resident_bytes)
     metrics.gauge("tei_engine_load_seconds", "seconds from start to ready", lambda: 0)
-    labels = {"version": tei_engine.__version__, "model": service.settings.model_id, "quantize": "none"}
+    labels = {
+        "version": tei_engine.__version__,
+        "model": service.settings.model_id,
+        "quantize": service.settings.quantize,
+    }
     metrics.gauge("tei_engine_info", "what runs here", lambda: 1, labels)
 
 

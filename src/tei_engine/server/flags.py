@@ -54,10 +54,6 @@ def _not_yet(allowed: Callable[[str], str], served: Sequence[str]) -> Callable[[
     return parse
 
 
-def _never(text: str) -> str:
-    raise ValueError("not available in this version")
-
-
 def _false_only(text: str) -> bool:
     if _boolean(text):
         raise ValueError("not available in this version")
@@ -77,7 +73,7 @@ def _source(text: str) -> str:
     return text
 
 
-_POOLINGS = _not_yet(_choice("cls", "mean", "splade", "last-token"), ("cls", "mean", "last-token"))
+_POOLINGS = _choice("cls", "mean", "splade", "last-token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,7 @@ FLAGS: tuple[Flag, ...] = (
     _tei("revision", str, help="commit, branch or tag on the hub"),
     _tei("tokenization-workers", _number(1, 64), help="tokenizer threads [default: 1 up to 4 cores, else 2]"),
     _tei("dtype", _choice("float16", "float32", "bfloat16"), "float32", "others are computed in float32"),
-    _tei("pooling", _POOLINGS, help="cls, mean or last-token [default: from the model]"),
+    _tei("pooling", _POOLINGS, help="cls, mean, splade or last-token [default: from the model]"),
     _tei("max-concurrent-requests", _number(1), 512, "inputs in flight; more are answered 429"),
     _tei("max-batch-tokens", _number(1), 16384, "upper bound of tokens in a run, and of one input"),
     _tei("max-batch-requests", _number(1), help="upper bound of inputs in a run"),
@@ -152,9 +148,9 @@ FLAGS: tuple[Flag, ...] = (
     _ours("cuda-allow-tf32", _false_only, False, "not available in this version", switch=True),
     _ours("compute-workers", _number(1, 1024), help="one-thread runs side by side [default: usable cores]"),
     _ours("intra-op-threads", _number(1, 1024), help="threads of a lone run [default: usable cores]"),
-    _ours("quantize", _not_yet(_choice("none", "int8"), ("none",)), "none", "none"),
-    _ours("onnx-file", _never, help="not available in this version"),
-    _ours("auto-split", _false_only, False, "not available in this version", switch=True),
+    _ours("quantize", _choice("none", "int8"), "none", "int8: about twice as fast, vectors a little different"),
+    _ours("onnx-file", str, help="ready-made graph inside the model's folder [default: built from the weights]"),
+    _ours("auto-split", _boolean, False, "serve client batches above their limit in parts", switch=True),
     _ours("run-tokens", _number(1), 256, "padded tokens in one run"),
     _ours("drain-timeout", _number(0), 30, "seconds that accepted requests get after SIGTERM"),
     _ours("offline", _boolean, False, "no network", switch=True),

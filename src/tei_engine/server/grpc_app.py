@@ -6,10 +6,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tei_engine.errors import StartError
+from tei_engine.models.kinds import Kind
 from tei_engine.server.grpc_services import servicers
 from tei_engine.server.service import Service
 
 _PARALLEL = 1024
+_KINDS = {
+    "tei.v1.Embed": (Kind.EMBEDDING, Kind.SPLADE),
+    "tei.v1.Predict": (Kind.CLASSIFIER, Kind.RERANKER),
+    "tei.v1.Rerank": (Kind.RERANKER,),
+}
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # with it a busy port would be shared, not refused
     ("grpc.max_receive_message_length", 32 * 1024 * 1024),
@@ -48,15 +54,14 @@ class GrpcListener:
         self._server = server
         self._checks = checks
 
-    async def show(self, *, ready: bool) -> None:
-        """Say whether Embed is served; the process itself, Info and Tokenize are as long as it lives."""
+    async def show(self, *, ready: bool, kind: Kind | None = None) -> None:
+        """Say what a model of `kind` serves; the process itself, Info and Tokenize are as long as it lives."""
         serving = health_pb2.HealthCheckResponse.SERVING
         idle = health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", "tei.v1.Info", "tei.v1.Tokenize"):
             await self._checks.set(name, serving)
-        await self._checks.set("tei.v1.Embed", serving if ready else idle)
-        for name in ("tei.v1.Predict", "tei.v1.Rerank"):
-            await self._checks.set(name, idle)
+        for name, kinds in _KINDS.items():
+            await self._checks.set(name, serving if ready and kind in kinds else idle)
 
     async def drain(self, grace: float) -> None:
         """Refuse new calls and wait up to `grace` seconds for those in flight."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import orjson
 
-from tei_engine.server.service import Input, Options
+from tei_engine.server.asking import Input, Options, Texts
 
 _UINT = 2**32 - 1
 _DEPTH = 128
@@ -93,19 +95,33 @@ def read_flag(body: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def read_options(body: Mapping[str, Any]) -> Options:
-    """Options of `/embed` and its relatives."""
-    truncate, name = body.get("truncate"), body.get("prompt_name")
-    if truncate is not None and not isinstance(truncate, bool):
-        raise shape_error("truncate: invalid type: expected a boolean")
-    if name is not None and not isinstance(name, str):
-        raise shape_error("prompt_name: invalid type: expected a string")
-    return Options(
-        truncate=truncate,
-        left=_read_direction(body),
-        prompt_name=name,
+    """Options of `/embed`."""
+    return replace(
+        read_text_options(body),
         normalize=read_flag(body, "normalize", default=True),
         dimensions=read_dimensions(body),
     )
+
+
+def read_text_options(body: Mapping[str, Any]) -> Options:
+    """Options of routes that take texts, with a prompt before them."""
+    return replace(read_truncation(body), prompt_name=read_prompt_name(body))
+
+
+def read_truncation(body: Mapping[str, Any]) -> Options:
+    """Whether and where over-long inputs are cut."""
+    truncate = body.get("truncate")
+    if truncate is not None and not isinstance(truncate, bool):
+        raise shape_error("truncate: invalid type: expected a boolean")
+    return Options(truncate=truncate, left=_read_direction(body))
+
+
+def read_prompt_name(body: Mapping[str, Any]) -> str | None:
+    """The key `prompt_name`: a string, null or absent."""
+    name = body.get("prompt_name")
+    if name is not None and not isinstance(name, str):
+        raise shape_error("prompt_name: invalid type: expected a string")
+    return name
 
 
 def _read_direction(body: Mapping[str, Any]) -> bool:
@@ -164,3 +180,92 @@ def read_id_lists(body: Mapping[str, Any], key: str) -> tuple[list[list[int]], b
     ):
         return value, True
     raise shape_error(f"{key}: data did not match any variant of untagged enum InputIds")
+
+
+def read_text(body: Mapping[str, Any], key: str) -> str:
+    """A string that must be there."""
+    if key not in body:
+        raise shape_error(f"missing field `{key}`")
+    value = body[key]
+    if not isinstance(value, str):
+        raise shape_error(f"{key}: invalid type: expected a string")
+    return value
+
+
+def read_list_of_texts(body: Mapping[str, Any], key: str) -> list[str]:
+    """A list of strings that must be there."""
+    if key not in body:
+        raise shape_error(f"missing field `{key}`")
+    value = body[key]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise shape_error(f"{key}: invalid type: expected a list of strings")
+    return value
+
+
+def read_predict_inputs(body: Mapping[str, Any]) -> tuple[list[Texts], bool]:
+    """A text, one or two texts in a list, or a list of such lists; and whether it was the last."""
+    if "inputs" not in body:
+        raise shape_error("missing field `inputs`")
+    value = body["inputs"]
+    if isinstance(value, str):
+        return [(value,)], False
+    if _is_texts(value):
+        return [tuple(value)], False
+    if isinstance(value, list) and value and all(_is_texts(item) for item in value):
+        return [tuple(item) for item in value], True
+    raise shape_error("inputs: expected a string, a list of one or two strings, or a list of such lists")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and 1 <= len(value) <= 2 and all(isinstance(item, str) for item in value)
+
+
+def read_similarity(body: Mapping[str, Any]) -> tuple[str, list[str], Options]:
+    """`/similarity`: the source sentence, the sentences, and the options under `parameters`."""
+    inputs = body.get("inputs")
+    if not isinstance(inputs, dict):
+        raise shape_error("inputs: expected an object with `source_sentence` and `sentences`")
+    parameters = body.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise shape_error("parameters: invalid type: expected an object")
+    source, sentences = read_text(inputs, "source_sentence"), read_list_of_texts(inputs, "sentences")
+    return source, sentences, read_text_options(parameters or {})
+
+
+_DOCUMENTS = "documents: expected a list of strings or of objects with `text`"
+
+
+def _document(item: Any) -> str:
+    text = item.get("text") if isinstance(item, dict) else item
+    if not isinstance(text, str):
+        raise shape_error(_DOCUMENTS)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What `/v1/rerank` and `/v2/rerank` are asked."""
+
+    query: str
+    texts: list[str]
+    top_n: int | None
+    return_documents: bool
+
+
+def read_documents(body: Mapping[str, Any]) -> Documents:
+    """Documents are strings or objects with a `text`; keys of theirs that mean nothing here are ignored."""
+    query = read_text(body, "query")
+    check_unused_texts(body, "model")
+    given = body.get("documents")
+    if not isinstance(given, list):
+        raise shape_error(_DOCUMENTS)
+    texts = [_document(item) for item in given]
+    top_n = body.get("top_n")
+    if top_n is not None and (not _is_uint(top_n) or top_n < 1):
+        raise shape_error("top_n: invalid value: expected a positive integer")
+    return Documents(query, texts, top_n, read_flag(body, "return_documents", default=False))
+
+
+def f32(value: float) -> np.float32:
+    """A float32 that came through Python's doubles: the JSON writer then knows its shortest decimal."""
+    return np.float32(value)

@@ -69,7 +69,7 @@ async def serve(settings: Settings, sockets: Sockets, began: float) -> None:
     if files is not None:
         await _become_ready(service, files, began)
         if listener is not None:
-            await listener.show(ready=True)
+            await listener.show(ready=True, kind=service.kind)
             telling = asyncio.create_task(_tell_health(service, listener), name="grpc-health")
         _log.info("Ready")
         await stop.wait()
@@ -132,7 +132,7 @@ async def _tell_health(service: Service, listener: GrpcListener) -> None:
     """Let gRPC's health, which callers may watch, follow ours until cancelled."""
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
-        await listener.show(ready=service.is_healthy)
+        await listener.show(ready=service.is_healthy, kind=service.kind)
 
 
 def _import_grpc() -> Any:

@@ -6,34 +6,41 @@ Importing this module is slow (onnx, onnxruntime), so that is left to the same t
 from __future__ import annotations
 
 import logging
+import os
 import time
 from concurrent import futures
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tei_engine import errors
 from tei_engine.errors import StartError
 from tei_engine.graph.heads import Pooling
 from tei_engine.graph.session import available_providers
 from tei_engine.models.configuration import Configuration, read_configuration
-from tei_engine.models.embedder import Embedder
 from tei_engine.models.finding import find_model
 from tei_engine.models.hub import HubOptions
-from tei_engine.models.model import Threads
+from tei_engine.models.model import Model, Threads
+from tei_engine.models.native import GraphChoice
+from tei_engine.server.asking import find_prompt
 from tei_engine.server.metrics import resident_bytes
-from tei_engine.server.service import find_prompt
 from tei_engine.server.settings import Settings
 from tei_engine.tokenization.tokenizer import Tokenizer
 
 _log = logging.getLogger("text_embeddings_router")
 
-_POOLINGS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "last-token": Pooling.LAST_TOKEN}
+_POOLINGS = {
+    "cls": Pooling.CLS,
+    "mean": Pooling.MEAN,
+    "last-token": Pooling.LAST_TOKEN,
+    "splade": Pooling.SPLADE,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedFiles:
     """A model in memory, before anything serves it."""
 
-    model: Embedder
+    model: Model
     tokenizer: Tokenizer
     configuration: Configuration
     model_sha: str | None
@@ -63,7 +70,7 @@ def load(settings: Settings) -> LoadedFiles:
     threads = Threads(settings.compute_workers, settings.intra_op_threads)
     with futures.ThreadPoolExecutor(1, "tokenizer-load") as pool:
         reading = pool.submit(Tokenizer, found.folder)
-        model = Embedder(found.folder, configuration, threads)
+        model = Model(found.folder, configuration, threads, _choice(settings))
         tokenizer = reading.result()
     _log.info("Warming up model")
     model.warm_up(min(settings.run_tokens, settings.max_batch_tokens), configuration.max_input_length)
@@ -74,6 +81,11 @@ def load(settings: Settings) -> LoadedFiles:
         time.perf_counter() - began,
     )
     return LoadedFiles(model, tokenizer, configuration, found.sha)
+
+
+def _choice(settings: Settings) -> GraphChoice:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return GraphChoice(settings.onnx_file, int8=settings.quantize == "int8", cache=home / "tei-engine")
 
 
 def _check_providers(settings: Settings) -> None:
@@ -100,6 +112,6 @@ def _limit(configuration: Configuration, settings: Settings) -> Configuration:
 def _check_prompt(settings: Settings, configuration: Configuration) -> None:
     if settings.default_prompt_name is not None:
         try:
-            find_prompt(settings.default_prompt_name, configuration)
+            find_prompt(settings.default_prompt_name, configuration.prompts)
         except errors.RequestError as error:
             raise StartError(error.message.partition(": ")[2]) from error

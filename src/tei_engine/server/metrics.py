@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tei_engine.graph.outputs import Output
+
 if TYPE_CHECKING:
     from tei_engine.batching.compute import Outcome
     from tei_engine.batching.jobs import Entry
@@ -97,6 +99,7 @@ class Metrics:
         self.successes = Counter("method", methods)
         self.failures = Counter("err", _FAILURES)
         self._embeds, self._embed_successes = Counter(), Counter()
+        self._predicts, self._predict_successes = Counter(), Counter()
         parts = ("duration", "tokenization_duration", "queue_duration", "inference_duration")
         self._request = {part: Histogram(_DURATIONS) for part in parts}
         self._embed = {part: Histogram(_DURATIONS) for part in parts}
@@ -132,12 +135,14 @@ class Metrics:
 
     def saw_entry(self, entry: Entry, succeeded: bool) -> None:
         """Count one input that is done."""
-        self._embeds.add()
+        is_score = entry.job.ask.want is Output.LOGITS
+        (self._predicts if is_score else self._embeds).add()
         if not succeeded:
             return
-        self._embed_successes.add()
-        self._observe(self._embed, entry.tokenization, entry.queue, entry.inference)
-        self._embed["duration"].observe(entry.tokenization + entry.queue + entry.inference)
+        (self._predict_successes if is_score else self._embed_successes).add()
+        family = self._predict if is_score else self._embed
+        self._observe(family, entry.tokenization, entry.queue, entry.inference)
+        family["duration"].observe(entry.tokenization + entry.queue + entry.inference)
         self._input_length.observe(entry.length)
         self._lane_wait["priority" if entry.has_priority else "bulk"].observe(entry.queue)
 
@@ -167,8 +172,8 @@ class Metrics:
         yield "te_request_failure", "counter", "requests not answered, by reason", [self.failures]
         yield "te_embed_count", "counter", "inputs to embed", [self._embeds]
         yield "te_embed_success", "counter", "inputs embedded", [self._embed_successes]
-        yield "te_predict_count", "counter", "inputs to classify or rank", [Counter()]
-        yield "te_predict_success", "counter", "inputs classified or ranked", [Counter()]
+        yield "te_predict_count", "counter", "inputs to classify or rank", [self._predicts]
+        yield "te_predict_success", "counter", "inputs classified or ranked", [self._predict_successes]
         for prefix, family in (("request", self._request), ("embed", self._embed), ("predict", self._predict)):
             for part, histogram in family.items():
                 yield f"te_{prefix}_{part}", "histogram", f"seconds, {part.replace('_', ' ')}", [histogram]

@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
 
 from tei_engine import errors
-from tei_engine.batching.jobs import Ask, Job, Want
+from tei_engine.batching.jobs import Ask, Job, Sparse
 from tei_engine.graph.arrays import FloatArray
+from tei_engine.graph.outputs import Output
+from tei_engine.models.kinds import Kind
+from tei_engine.models.scores import probabilities
+from tei_engine.server import asking, splitting
+from tei_engine.server.asking import Answer, Input, Manner, Options, Prediction, Rank, Texts, Timings
 from tei_engine.server.metrics import Metrics
 from tei_engine.server.settings import Settings
 from tei_engine.tokenization.tokenizer import Piece, Token
@@ -27,9 +34,13 @@ if TYPE_CHECKING:  # these import onnx and onnxruntime, and the listener must an
 _log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+Made = TypeVar("Made", contravariant=True)
 
-Input = str | tuple[int, ...]
-"""One input: a text, or token ids used as given."""
+
+class PieceMaker(Protocol[Made]):
+    """Turns one input into a piece. Raises RequestError."""
+
+    def __call__(self, value: Made, prompt: str | None, /, *, truncate: bool, left: bool) -> Piece: ...
 
 
 class Phase(enum.Enum):
@@ -38,38 +49,6 @@ class Phase(enum.Enum):
     LOADING = "model is loading"
     READY = "ready"
     DRAINING = "shutting down"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How inputs are to be treated. `truncate` None = the server's --auto-truncate."""
-
-    truncate: bool | None = None
-    left: bool = False
-    prompt_name: str | None = None
-    normalize: bool = True
-    dimensions: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """What the `x-*` headers and gRPC metadata say. Durations in seconds, means over the request's inputs."""
-
-    total: float
-    tokenization: float
-    queue: float
-    inference: float
-    characters: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Vectors [n, dimensions] for embeddings, or per input its token vectors; and what it cost."""
-
-    vectors: FloatArray
-    tokens: Sequence[FloatArray]
-    timings: Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +83,7 @@ class Service:
         pipeline = self.loaded.pipeline
         piece = Piece(text="warm up", truncate=True)
         try:
-            await pipeline.run(Ask((piece,)))
+            await pipeline.run(Ask((piece,), want=pipeline.model.outputs[0]))
         except errors.RequestError as error:
             raise errors.StartError("the model failed its first request", error.message) from error
 
@@ -165,42 +144,72 @@ class Service:
         self.metrics.requests.add("single")
         self.metrics.failures.add(label)
 
+    @property
+    def kind(self) -> Kind:
+        """What the loaded model answers with. Raises RequestError Unhealthy while there is none."""
+        return self.loaded.configuration.kind
+
     async def embed(
         self,
         inputs: Sequence[Input],
         options: Options,
-        *,
-        batch: bool,
-        want: Want = Want.POOLED,
-        wait: bool = False,
-        deadline: float | None = None,
+        manner: Manner,
+        want: Output = Output.POOLED,
     ) -> Answer:
-        """Vectors of `inputs`. `wait` = wait for permits instead of failing when they are taken.
+        """Vectors of `inputs`, their token vectors, or their sparse vectors.
 
         Raises RequestError; in a batch it carries the row of the first failing input.
         """
-        began = time.perf_counter()
-        with self._counted("batch" if batch else "single"):
+        with self._counted(manner):
             loaded = self.loaded
-            self._check_batch(len(inputs))
-            self._check_dimensions(options.dimensions, loaded.pipeline.model.dimension)
+            model = loaded.pipeline.model
+            asking.check_kind(want, model.kind, model.outputs, normalize=options.normalize)
+            asking.check_dimensions(options.dimensions, model.dimension)
+            is_whole = want is Output.POOLED and model.kind is Kind.SPLADE
             ask = Ask(
-                pieces=self._pieces(inputs, options, loaded, batch=batch),
-                want=want,
+                self._pieces(inputs, options, asking.piece_of, manner),
+                want=Output.SPARSE if is_whole else want,
                 normalize=options.normalize,
                 dimensions=options.dimensions,
-                deadline=deadline,
-                bulk=wait,
+                deadline=manner.deadline,
             )
-            try:
-                job = await self._run(loaded.pipeline, ask, wait=wait)
-            except errors.RequestError as error:
-                if not batch:
-                    error.row = None
-                raise
-            timings = _timings(job, inputs, time.perf_counter() - began)
-            self.metrics.saw_request(timings.total, timings.tokenization, timings.queue, timings.inference)
-            return Answer(job.vectors, [rows for rows in job.tokens if rows is not None], timings)
+            answer = await self._compute(ask, manner, characters=sum(map(len, inputs)))
+            if not is_whole:
+                return answer
+            rows = _dense(answer.sparse, model.dimension)[:, : options.dimensions]
+            return Answer(rows, (), (), answer.timings)
+
+    async def predict(
+        self, inputs: Sequence[Texts], options: Options, manner: Manner, *, raw: bool
+    ) -> tuple[list[list[Prediction]], Timings]:
+        """Per input the labels by falling score; `raw` = logits instead of probabilities. Raises as `embed`."""
+        answer = await self._score(inputs, options, manner)
+        labels = self.loaded.configuration.labels
+        assert labels is not None
+        rows = (answer.rows if raw else probabilities(answer.rows)).tolist()
+        return [
+            [Prediction(labels.names[place], row[place]) for place in asking.descending(row)] for row in rows
+        ], answer.timings
+
+    async def rerank(
+        self, query: str, texts: Sequence[str], options: Options, manner: Manner, *, raw: bool
+    ) -> tuple[list[Rank], Timings]:
+        """The places of `texts` by falling score against `query`. Raises as `embed`; also if there are none."""
+        answer = await self._score([(query, text) for text in texts], options, manner, is_ranking=True)
+        scores = (answer.rows if raw else probabilities(answer.rows))[:, 0].tolist()
+        return [Rank(place, scores[place]) for place in asking.descending(scores)], answer.timings
+
+    async def similarity(
+        self, source: str, sentences: Sequence[str], options: Options, manner: Manner
+    ) -> tuple[FloatArray, Timings]:
+        """The cosine of `source` with each of `sentences`, float32 [n]. Raises as `embed`."""
+        if not sentences:
+            with self._counted(manner):
+                raise errors.empty("`inputs.sentences` cannot be empty")
+        answer = await self.embed([source, *sentences], options, manner)
+        wide = answer.rows.astype(np.float64)  # sums of squares of float32 lose digits that a cosine shows
+        cosines: FloatArray = (wide[1:] @ wide[0]).astype(np.float32)
+        return cosines, answer.timings
 
     async def tokenize(
         self, inputs: Sequence[str], *, batch: bool, add_special_tokens: bool, prompt_name: str | None
@@ -210,7 +219,7 @@ class Service:
         if not inputs:
             raise errors.empty("`inputs` cannot be empty")
         self._check_batch(len(inputs))
-        prompt = self._prompt(prompt_name, loaded) or ""
+        prompt = self._prompt(prompt_name) or ""
         longest = loaded.configuration.max_input_length
         tokens = loaded.pipeline.tokenizer.tokens
 
@@ -228,55 +237,76 @@ class Service:
         one = partial(loaded.pipeline.tokenizer.decode, skip_special_tokens=skip_special_tokens)
         return await _by_row(loaded.pipeline, inputs, one, empty=errors.EMPTY_IDS, batch=batch)
 
-    async def _run(self, pipeline: Pipeline, ask: Ask, *, wait: bool) -> Job:
-        count = len(ask.pieces)
-        if wait:
-            async with pipeline.permits.hold(count):
-                return await pipeline.run(ask)
-        with pipeline.permits.hold_nowait(count):
-            return await pipeline.run(ask)
+    async def _score(
+        self, inputs: Sequence[Texts], options: Options, manner: Manner, *, is_ranking: bool = False
+    ) -> Answer:
+        """Logits of texts and pairs."""
+        with self._counted(manner):
+            loaded = self.loaded
+            model = loaded.pipeline.model
+            if is_ranking:
+                asking.check_reranker(model.kind)
+                if not inputs:
+                    raise errors.empty("`texts` cannot be empty")
+            asking.check_kind(Output.LOGITS, model.kind, model.outputs, normalize=False)
+            pieces = self._pieces(inputs, options, asking.scored_piece, manner)
+            ask = Ask(pieces, want=Output.LOGITS, deadline=manner.deadline)
+            characters = sum(len(text) for texts in inputs for text in texts)
+            return await self._compute(ask, manner, characters=characters)
+
+    async def _compute(self, ask: Ask, manner: Manner, *, characters: int) -> Answer:
+        """Run `ask` under permits, in parts if it is larger than a client batch may be."""
+        began = time.perf_counter()
+        pipeline, most = self.loaded.pipeline, self.settings.max_client_batch_size
+        try:
+            if len(ask.pieces) <= most:
+                jobs = [await splitting.run(pipeline, ask, wait=manner.wait)]
+            else:
+                jobs = await splitting.run_in_parts(pipeline, ask, most, wait=manner.wait)
+        except errors.RequestError as error:
+            if not manner.batch:
+                error.row = None
+            raise
+        timings = _timings(jobs, characters, time.perf_counter() - began)
+        self.metrics.saw_request(timings.total, timings.tokenization, timings.queue, timings.inference)
+        return Answer(
+            rows=jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs]),
+            tokens=[job.tokens[row] for job in jobs for row in sorted(job.tokens)],
+            sparse=[job.sparse[row] for job in jobs for row in sorted(job.sparse)],
+            timings=timings,
+        )
 
     def _check_batch(self, size: int) -> None:
-        most = self.settings.max_client_batch_size
+        most = splitting.LARGEST if self.settings.auto_split else self.settings.max_client_batch_size
         if size > most:
             raise errors.invalid(f"batch size {size} > maximum allowed batch size {most}", label="batch_size")
 
-    @staticmethod
-    def _check_dimensions(dimensions: int | None, most: int) -> None:
-        if dimensions is None:
-            return
-        if dimensions <= 0:
-            raise errors.invalid_input("`dimensions` should be positive")
-        if dimensions > most:
-            raise errors.invalid_input("`dimensions` should be smaller than the maximum embedding dimension.")
-
     def _pieces(
-        self, inputs: Sequence[Input], options: Options, loaded: Loaded, *, batch: bool
+        self, inputs: Sequence[Value], options: Options, make: PieceMaker[Value], manner: Manner
     ) -> tuple[Piece, ...]:
-        prompt = self._prompt(options.prompt_name, loaded)
+        """Check the number of inputs and each of them."""
+        self._check_batch(len(inputs))
+        prompt = self._prompt(options.prompt_name)
         truncate = self.settings.auto_truncate if options.truncate is None else options.truncate
         pieces = []
         for row, value in enumerate(inputs):
-            if not value:
-                error = errors.empty(errors.EMPTY_INPUTS)
-                raise error.at_row(row) if batch else error
-            if isinstance(value, str):
-                text = value if prompt is None else prompt + value
-                pieces.append(Piece(text=text, truncate=truncate, left=options.left))
-            else:
-                pieces.append(Piece(ids=value, prompt=prompt, truncate=truncate, left=options.left))
+            try:
+                pieces.append(make(value, prompt, truncate=truncate, left=options.left))
+            except errors.RequestError as error:
+                raise (error.at_row(row) if manner.batch else error) from None
         return tuple(pieces)
 
-    def _prompt(self, name: str | None, loaded: Loaded) -> str | None:
+    def _prompt(self, name: str | None) -> str | None:
         if name is None:
             if self.settings.default_prompt_name is None:
                 return self.settings.default_prompt
             name = self.settings.default_prompt_name
-        return find_prompt(name, loaded.configuration)
+        return asking.find_prompt(name, self.loaded.configuration.prompts)
 
     @contextmanager
-    def _counted(self, method: str) -> Iterator[None]:
+    def _counted(self, manner: Manner) -> Iterator[None]:
         """Count one request: it succeeds or fails exactly once, whatever happens."""
+        method = "batch" if manner.batch else "single"
         self.metrics.requests.add(method)
         try:
             yield
@@ -318,26 +348,22 @@ def internal_error(error: Exception) -> errors.RequestError:
     return errors.RequestError(errors.ErrorKind.BACKEND, f"internal error {number}", label="inference")
 
 
-def find_prompt(name: str, configuration: Configuration) -> str:
-    """The text of the model's prompt `name`. Raises RequestError Validation in TEI's words."""
-    if name in configuration.prompts:
-        return configuration.prompts[name]
-    start = f"`default-prompt-name` is set to `{name}` but"
-    if not configuration.prompts:
-        raise errors.invalid_input(f"{start} no prompts were found in the Sentence Transformers configuration")
-    known = ", ".join(f'"{known}"' for known in configuration.prompts)
-    raise errors.invalid_input(
-        f"{start} it was not found in the Sentence Transformers prompts. Available prompts: [{known}]"
-    )
+def _dense(vectors: Sequence[Sparse], size: int) -> FloatArray:
+    """Sparse vectors with their zeros, [n, size]."""
+    rows = np.zeros((len(vectors), size), dtype=np.float32)
+    for row, (indices, values) in enumerate(vectors):
+        rows[row, indices] = values
+    return rows
 
 
-def _timings(job: Job, inputs: Sequence[Input], total: float) -> Timings:
-    count = len(job.entries)
+def _timings(jobs: Sequence[Job], characters: int, total: float) -> Timings:
+    entries = [entry for job in jobs for entry in job.entries]
+    count = len(entries)
     return Timings(
         total=total,
-        tokenization=sum(entry.tokenization for entry in job.entries) / count,
-        queue=sum(entry.queue for entry in job.entries) / count,
-        inference=sum(entry.inference for entry in job.entries) / count,
-        characters=sum(map(len, inputs)),
-        tokens=sum(entry.length for entry in job.entries),
+        tokenization=sum(entry.tokenization for entry in entries) / count,
+        queue=sum(entry.queue for entry in entries) / count,
+        inference=sum(entry.inference for entry in entries) / count,
+        characters=characters,
+        tokens=sum(entry.length for entry in entries),
     )

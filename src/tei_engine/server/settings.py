@@ -29,6 +29,9 @@ class Settings:
     tokenization_workers: int
     compute_workers: int
     intra_op_threads: int
+    auto_split: bool
+    quantize: str
+    onnx_file: str | None
     pooling: str | None
     dtype: str
     dense_path: str | None
@@ -41,6 +44,8 @@ class Settings:
     huggingface_hub_cache: str | None
     offline: bool
     model_sources: Mapping[str, str]
+    is_similarity: bool
+    """Whether `/` answers as `/similarity` (environment `TASK`)."""
     execution_providers: tuple[str, ...]
     payload_limit: int
     cors_allow_origin: tuple[str, ...]
@@ -69,6 +74,7 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
             "hf_token": values["hf_token"] or values["hf_api_token"],
             "served_model_name": values["served_model_name"] or values["model_id"],
             "offline": offline,
+            "is_similarity": environ.get("TASK") == "sentence-similarity",
             "model_sources": dict(text.partition("=")[::2] for text in values["model_source"]),
             "execution_providers": tuple(values["execution_providers"].split(",")),
             "warnings": tuple(warnings),

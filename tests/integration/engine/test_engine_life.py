@@ -152,19 +152,6 @@ def test_weights_that_are_not_numbers(copy):
     assert "its weights are damaged" in refusal(copy)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("bert-reranker", "Error: BertForSequenceClassification: classifiers and rerankers are not supported yet"),
-        ("bert-splade", "Error: splade models are not supported yet"),
-    ],
-)
-def test_other_kinds_of_model_are_refused(tiny_folder, name, message):
-    text = refusal(tiny_folder(name))
-    assert text.startswith(message)
-    assert text.count("\n") == 1
-
-
 def test_unknown_architectures_are_refused(copy):
     config = copy / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "deberta-v2"}))

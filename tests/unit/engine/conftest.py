@@ -10,8 +10,6 @@ import pytest
 
 from tei_engine.graph.heads import Pooling
 from tei_engine.models.configuration import Configuration, read_configuration
-from tei_engine.models.embedder import Embedder
-from tei_engine.models.kinds import Kind
 from tei_engine.models.model import Model, Threads
 from tei_engine.tokenization.tokenizer import Tokenizer
 
@@ -27,8 +25,7 @@ class TinyModel:
         # one splade folder has no modules.json, as older published ones
         pooling = Pooling.SPLADE if self.expected["kind"] == "splade" else None
         self.configuration: Configuration = read_configuration(self.folder, pooling=pooling)
-        kind = Embedder if self.configuration.kind is Kind.EMBEDDING else Model
-        self.model: Any = kind(self.folder, self.configuration, Threads(narrow=1, wide=2))
+        self.model = Model(self.folder, self.configuration, Threads(narrow=1, wide=2))
         self.tokenizer = Tokenizer(self.folder)
 
 

@@ -110,11 +110,7 @@ def test_wrong_arguments(argv, message):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--pooling", "splade"],
-        ["--quantize", "int8"],
         ["--backend", "openvino"],
-        ["--onnx-file", "model.onnx"],
-        ["--auto-split"],
         ["--cuda-allow-tf32"],
     ],
     ids=lambda argv: argv[0],

@@ -17,10 +17,10 @@ from tei_engine.graph.session import Session
 from tei_engine.graph.weights import Weights, canonical, read_header, read_weights
 from tei_engine.models import hub
 from tei_engine.models.configuration import read_configuration
-from tei_engine.models.embedder import normalised
 from tei_engine.models.finding import find_in_package, find_model
 from tei_engine.models.hub import HubOptions, cached_snapshot, missing_files
 from tei_engine.models.model import Batch
+from tei_engine.models.scores import normalised
 
 OFFLINE = HubOptions(offline=True)
 

@@ -36,6 +36,38 @@ async def test_waiting_keeps_its_place_in_line():
     await small
 
 
+async def test_waiting_leaves_a_reserve_that_nobody_waits_for():
+    permits = Permits(16)
+    streams = [asyncio.create_task(permits.take(1)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert permits.in_use == 14
+    quick = permits.take_nowait(2)
+    assert quick is not None
+    assert permits.take_nowait(1) is None
+    permits.release(streams[0].result())  # goes to the next in line, not to the quick ones
+    assert permits.take_nowait(1) is None
+    await asyncio.sleep(0)
+    assert sum(task.done() for task in streams) == 15
+    permits.release(quick)
+    assert sum(task.done() for task in streams) == 15  # the reserve stays what it is
+    assert permits.take_nowait(2) is not None
+    for task in streams:
+        task.cancel()
+    await asyncio.wait(streams)
+
+
+async def test_waiting_is_not_overtaken_for_ever():
+    permits = Permits(16)
+    holders = [permits.take_nowait(1) for _ in range(16)]
+    waiting = asyncio.create_task(permits.take(4))
+    await asyncio.sleep(0)
+    for holder in holders[:6]:  # each release is followed at once by somebody who wants it
+        permits.release(holder)
+        permits.take_nowait(1)
+    await asyncio.wait_for(waiting, 1)
+    permits.release(waiting.result())
+
+
 async def test_more_than_there_are_means_all_of_them():
     permits = Permits(2)
     async with permits.hold(5):

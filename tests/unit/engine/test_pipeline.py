@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tei_engine import errors
-from tei_engine.batching.jobs import Ask, Want
+from tei_engine.batching.jobs import Ask
 from tei_engine.batching.pipeline import Pipeline, Sizing
+from tei_engine.graph.outputs import Output
 from tei_engine.tokenization.tokenizer import Piece
 
 
@@ -26,20 +27,22 @@ class Model:
         self.gate = threading.Event()
         self.blocked = threading.Event()
 
-    def pooled(self, texts, *, wide=False):
-        self.runs.append((wide, [len(text) for text in texts]))
-        first = [text[0] for text in texts]
+    outputs = (Output.POOLED, Output.TOKENS)
+
+    def run(self, batch, wanted, *, wide=False):
+        lengths = batch.mask.sum(axis=1).tolist()
+        if wanted == (Output.TOKENS,):
+            return [np.ones((*batch.ids.shape, 2), dtype=np.float32)]
+        self.runs.append((wide, lengths))
+        first = batch.ids[:, 0].tolist()
         if self.BLOCK in first:
             self.blocked.set()
             assert self.gate.wait(10)
         if self.RAISE in first:
             raise RuntimeError("boom")
-        rows = np.array([[len(text), text[0], 0] for text in texts], dtype=np.float32)
+        rows = np.array([[length, number, 0] for length, number in zip(lengths, first, strict=True)], np.float32)
         rows[[number == self.NAN for number in first]] = np.nan
-        return rows
-
-    def tokens(self, texts, *, wide=False):
-        return [np.ones((len(text), 2), dtype=np.float32) for text in texts]
+        return [rows]
 
 
 class Observer:
@@ -86,17 +89,17 @@ def raw(*rows, **more):
 
 async def test_rows_come_back_in_their_order(pipeline):
     job = await pipeline().run(raw([5] * 9, [6] * 3, [7] * 60, [8]))
-    assert job.vectors.tolist() == [[9, 5, 0], [3, 6, 0], [60, 7, 0], [1, 8, 0]]
+    assert job.rows.tolist() == [[9, 5, 0], [3, 6, 0], [60, 7, 0], [1, 8, 0]]
 
 
 async def test_vectors_are_cut_and_normalised_as_asked(pipeline):
     one = pipeline()
-    whole = (await one.run(Ask(ids([4] * 3)))).vectors
+    whole = (await one.run(Ask(ids([4] * 3)))).rows
     assert whole[0] == pytest.approx([0.6, 0.8, 0])
-    assert (await one.run(Ask(ids([4] * 3), dimensions=1))).vectors.tolist() == [[1.0]]
-    assert (await one.run(Ask(ids([0] * 3), dimensions=2))).vectors.tolist() == [[1.0, 0.0]]
-    tokens = (await one.run(Ask(ids([4] * 3, [5]), want=Want.TOKENS))).tokens
-    assert [rows.shape for rows in tokens] == [(3, 2), (1, 2)]
+    assert (await one.run(Ask(ids([4] * 3), dimensions=1))).rows.tolist() == [[1.0]]
+    assert (await one.run(Ask(ids([0] * 3), dimensions=2))).rows.tolist() == [[1.0, 0.0]]
+    tokens = (await one.run(Ask(ids([4] * 3, [5]), want=Output.TOKENS))).tokens
+    assert [rows.shape for rows in tokens.values()] == [(3, 2), (1, 2)]
 
 
 async def test_a_lone_run_is_wide(pipeline):
@@ -115,7 +118,7 @@ async def test_an_entry_that_fails_fails_alone(pipeline):
     while one.queue_size < 5:
         await asyncio.sleep(0.001)
     one.model.gate.set()
-    assert [(await task).vectors.tolist() for task in good] == [[[2, 5, 0]]] * 3
+    assert [(await task).rows.tolist() for task in good] == [[[2, 5, 0]]] * 3
     with pytest.raises(errors.RequestError, match="Backend error: boom"):
         await bad
     with pytest.raises(errors.RequestError, match="Backend error: embedding is NaN"):
@@ -183,7 +186,7 @@ async def test_after_a_failure_the_self_test_comes_without_being_asked_for(pipel
     while one.model.runs[-1] != (False, [1]):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)
-    assert (await one.run(raw([5, 5]))).vectors.tolist() == [[2, 5, 0]]  # by the same thread, so after the test
+    assert (await one.run(raw([5, 5]))).rows.tolist() == [[2, 5, 0]]  # by the same thread, so after the test
     assert one.is_healthy
 
 
@@ -225,7 +228,7 @@ async def test_a_panic_of_the_tokenizer_ends_no_thread(pipeline, monkeypatch):
     with pytest.raises(errors.RequestError, match="tokenizer error"):
         await one.call(lambda: one.tokenizer.decode([5], skip_special_tokens=True))
     monkeypatch.setattr(one.tokenizer, "_inner", whole)
-    assert len((await one.run(Ask((Piece(text="hello"),)))).vectors) == 1
+    assert len((await one.run(Ask((Piece(text="hello"),)))).rows) == 1
 
 
 async def test_many_requests_at_once_all_get_their_own_answer(pipeline):
@@ -233,6 +236,6 @@ async def test_many_requests_at_once_all_get_their_own_answer(pipeline):
     lengths = [1 + (number * 37) % 64 for number in range(300)]
     jobs = await asyncio.gather(*(one.run(raw([number % 60 + 1] * n)) for number, n in enumerate(lengths)))
     for number, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
-        assert job.vectors.tolist() == [[length, number % 60 + 1, 0]]
+        assert job.rows.tolist() == [[length, number % 60 + 1, 0]]
     for _, run in one.model.runs:
         assert max(run) * len(run) <= 64

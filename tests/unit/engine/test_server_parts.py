@@ -11,7 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tei_engine import errors
-from tei_engine.server import error_table, grpc_app, http_app, http_requests, life, listening, logs
+from tei_engine.models.kinds import Kind
+from tei_engine.server import error_table, grpc_app, http_native, http_requests, life, listening, logs
 from tei_engine.server.metrics import Counter, Gauge, Histogram
 from tei_engine.server.service import Service
 from tei_engine.server.settings import read_settings
@@ -34,14 +35,15 @@ def test_a_histogram_is_cumulative():
 async def test_grpc_health_follows_the_engines(monkeypatch):
     monkeypatch.setattr(life, "_HEALTH_SECONDS", 0.001)
     monkeypatch.setattr(Service, "is_healthy", False)
+    monkeypatch.setattr(Service, "kind", Kind.RERANKER)
     service = Service(read_settings(["--model-id", "x"], {}))
     with listening.bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     listener = await grpc_app.start(service, f"127.0.0.1:{port}")
-    await listener.show(ready=True)
+    await listener.show(ready=True, kind=Kind.RERANKER)
     telling = asyncio.create_task(life._tell_health(service, listener))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(10):
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="tei.v1.Embed"))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="tei.v1.Rerank"))
         while (await watch.read()).status != health_pb2.HealthCheckResponse.NOT_SERVING:
             pass
         monkeypatch.setattr(Service, "is_healthy", True)
@@ -129,7 +131,7 @@ def test_bodies_of_errors():
     ],
 )
 def test_binary_must_be_preferred(accept, binary):
-    assert http_app._prefers_binary(accept) is binary
+    assert http_native._prefers_binary(accept) is binary
 
 
 @pytest.mark.parametrize("depth", [127, 129])

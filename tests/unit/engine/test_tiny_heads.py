@@ -7,13 +7,13 @@ from math import erf
 
 import numpy as np
 import pytest
+from tests.unit.engine.running import token_rows
 
 from tei_engine.errors import StartError
 from tei_engine.graph.heads import Pooling
 from tei_engine.graph.outputs import Output
 from tei_engine.graph.weights import read_weights
 from tei_engine.models.configuration import read_configuration
-from tei_engine.models.embedder import Embedder
 from tei_engine.models.kinds import Kind
 from tei_engine.models.model import Batch, Model, Threads
 from tei_engine.models.scores import nonzero, probabilities
@@ -140,19 +140,6 @@ def test_the_kind_is_told_by_head_and_pooling(tiny_folder):
     assert reranker.warnings
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("bert-reranker", "BertForSequenceClassification: classifiers and rerankers are not supported yet"),
-        ("bert-splade", "splade models are not supported yet"),
-    ],
-)
-def test_embedders_are_embedding_models(tiny_folder, name, message):
-    folder = tiny_folder(name)
-    with pytest.raises(StartError, match=message):
-        Embedder(folder, read_configuration(folder), Threads(narrow=1, wide=1))
-
-
 def changed(tiny_folder, tmp_path, name, **more):
     folder = shutil.copytree(tiny_folder(name), tmp_path / name)
     path = folder / "config.json"
@@ -222,11 +209,11 @@ def test_robertas_vocabulary_head(tiny, tiny_folder, tmp_path, is_tied):
         tie_word_embeddings=is_tied,
         hidden_act="gelu_new",  # the encoder's; the head always has the exact form
     )
-    encoder = Embedder(folder, read_configuration(folder), Threads(narrow=1, wide=1))
+    encoder = Model(folder, read_configuration(folder), Threads(narrow=1, wide=1))
     stored = read_weights(folder, ("roberta.",)).tensors
     decoder = stored["embeddings.word_embeddings.weight"].read_float32()
     texts = [item["token_ids"] for item in tiny("roberta-mean").expected["items"][:6]]
-    hidden_rows = encoder.tokens(texts)
+    hidden_rows = token_rows(encoder, texts)
     random = np.random.default_rng(5)
     hidden, vocab = encoder.dimension, encoder.vocab_size
     head = {

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from tests.unit.engine.running import pooled, token_rows
 
 from tei_engine.graph.heads import Pooling
 from tei_engine.models.configuration import read_configuration
-from tei_engine.models.embedder import Embedder, normalised
-from tei_engine.models.model import Threads
+from tei_engine.models.model import Model, Threads
+from tei_engine.models.scores import normalised
 from tei_engine.tokenization.tokenizer import Piece
 
 NAMES = (
@@ -54,21 +55,21 @@ def test_token_ids_are_equal(model):
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
 def test_vectors_of_single_texts(model, wide):
     for item in model.expected["items"]:
-        [pooled] = model.model.pooled([item["token_ids"]], wide=wide)
-        assert np.abs(pooled - item["pooled"]).max() <= 2e-5
-        assert np.abs(normalised(pooled[None])[0] - item["normalized"]).max() <= 5e-6
+        [row] = pooled(model.model, [item["token_ids"]], wide=wide)
+        assert np.abs(row - item["pooled"]).max() <= 2e-5
+        assert np.abs(normalised(row[None])[0] - item["normalized"]).max() <= 5e-6
 
 
 def test_vectors_do_not_depend_on_batch_mates(model):
     items = model.expected["items"]
-    together = normalised(model.model.pooled([item["token_ids"] for item in items]))
+    together = normalised(pooled(model.model, [item["token_ids"] for item in items]))
     for row, item in zip(together, items, strict=True):
         assert np.abs(row - item["normalized"]).max() <= 5e-6
 
 
 def test_token_vectors_have_no_padding(model):
     items = model.expected["items"]
-    for rows, item in zip(model.model.tokens([item["token_ids"] for item in items]), items, strict=True):
+    for rows, item in zip(token_rows(model.model, [item["token_ids"] for item in items]), items, strict=True):
         assert rows.shape == (len(item["token_ids"]), model.configuration.sizes.hidden)
         assert np.abs(rows[0] - item["last_hidden_state_first_token"]).max() <= 2e-5
 
@@ -80,17 +81,17 @@ def test_prompts_come_from_the_model(model):
         text = model.configuration.prompts[item["prompt_name"]] + item["text"]
         [ids] = ids_of(model, [{"text": text}])
         assert ids == item["token_ids"]
-        [pooled] = model.model.pooled([ids])
-        assert np.abs(normalised(pooled[None])[0] - item["normalized"]).max() <= 5e-6
+        [row] = pooled(model.model, [ids])
+        assert np.abs(normalised(row[None])[0] - item["normalized"]).max() <= 5e-6
 
 
 @pytest.mark.parametrize("pooling", ["cls", "lasttoken"])
 def test_pooling_can_be_chosen(tiny_folder, tiny, pooling):
     folder = tiny_folder("bert-mean")
     chosen = {"cls": Pooling.CLS, "lasttoken": Pooling.LAST_TOKEN}[pooling]
-    model = Embedder(folder, read_configuration(folder, pooling=chosen), Threads(narrow=1, wide=1))
+    model = Model(folder, read_configuration(folder, pooling=chosen), Threads(narrow=1, wide=1))
     items = [item for item in tiny("bert-mean").expected["items"] if "other_poolings" in item]
     assert items
-    together = model.pooled([item["token_ids"] for item in items])
+    together = pooled(model, [item["token_ids"] for item in items])
     for row, item in zip(together, items, strict=True):
         assert np.abs(row - item["other_poolings"][pooling]).max() <= 2e-5
