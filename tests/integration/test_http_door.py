@@ -27,6 +27,7 @@ from tei_manager.surfaces.http.asgi import build_app
 from tei_manager.surfaces.http.settings import HttpSettings
 from tei_manager.testing.engine import vector
 from tei_manager.testing.fleet import FakeFleet
+from tei_manager.testing.journal import MemoryJournal
 
 MODEL = "org/model"
 
@@ -98,7 +99,7 @@ class House:
             metrics=self.metrics,
             settings=GatewaySettings(**gateway),
         )
-        self.app = build_app(self.fleet, self.gateway, self.metrics, HttpSettings())
+        self.app = build_app(self.fleet, self.gateway, self.metrics, MemoryJournal(), HttpSettings())
 
     async def close(self):
         await self.http.close()

@@ -54,6 +54,7 @@ async def _serve(loaded: Loaded) -> int:
         listener = stack.enter_context(bind(config.host, config.api_port, "api_port"))
         if app.grpc_door is not None:
             await _bind_grpc(app, config)
+        await app.journal.open()
         await app.fleet.open()
         if app.grpc_door is not None:
             await app.grpc_door.start()
@@ -94,6 +95,7 @@ async def _shut_down(app: App, config: Config, signals: Signals) -> None:
         closing.create_task(app.fleet.close(hurry=signals.hurry), name="close fleet")
         if app.grpc_door is not None:
             closing.create_task(app.grpc_door.stop(drain_secs), name="close gRPC door")
+    app.journal.finish()  # who follows it hears the last stop, and then the end
 
 
 async def _bind_grpc(app: App, config: Config) -> None:

@@ -19,6 +19,7 @@ from tei_manager.adapters.drivers.subprocess import SubprocessDriver
 from tei_manager.adapters.host_ports import is_bindable
 from tei_manager.adapters.model_folders import ModelFolders
 from tei_manager.adapters.prober import EngineProber
+from tei_manager.adapters.store.journal import FileJournal
 from tei_manager.adapters.store.lock import StateLock
 from tei_manager.adapters.store.toml_state import TomlStore
 from tei_manager.adapters.telemetry.grpc_metrics import PrometheusGrpcMetrics
@@ -52,6 +53,7 @@ class App:
     lock: contextlib.AbstractContextManager[object]
     driver: SubprocessDriver
     store: TomlStore
+    journal: FileJournal
     prober: EngineProber
     http_upstreams: HttpUpstreams
     grpc_upstreams: GrpcUpstreams
@@ -63,6 +65,7 @@ class App:
         await self.grpc_upstreams.close()
         await self.driver.close()
         await self.store.close()
+        await self.journal.close()
 
 
 def build(loaded: Loaded) -> App:
@@ -86,6 +89,7 @@ def build(loaded: Loaded) -> App:
     )
     driver = SubprocessDriver()
     store = TomlStore(config.state_file, default_engine=default_engine(config))
+    journal = FileJournal(config.state_file.parent / "journal.jsonl")
     world = World(
         engines=catalog.ENGINES,
         driver=driver,
@@ -95,6 +99,7 @@ def build(loaded: Loaded) -> App:
         logs=log_files,
         models=ModelFolders(),
         metrics=metrics,
+        journal=journal,
         port_is_free=is_bindable,
         environ=os.environ,
         gpus=gpus.uuids,
@@ -113,11 +118,12 @@ def build(loaded: Loaded) -> App:
         grpc_door = GrpcDoor(router, grpc_upstreams, grpc_settings(config), grpc_metrics)
     return App(
         fleet=fleet,
-        http_app=build_app(fleet, gateway, metrics, http_settings(config)),
+        http_app=build_app(fleet, gateway, metrics, journal, http_settings(config)),
         grpc_door=grpc_door,
         lock=StateLock(config.state_file.parent),
         driver=driver,
         store=store,
+        journal=journal,
         prober=prober,
         http_upstreams=http_upstreams,
         grpc_upstreams=grpc_upstreams,

@@ -19,6 +19,7 @@ from tei_manager.control.settings import Settings
 from tei_manager.control.supervisor import Supervisor
 from tei_manager.control.world import World
 from tei_manager.domain import errors
+from tei_manager.domain.event import EventType
 from tei_manager.domain.instance import Desired, EngineKind, Instance, InstanceSpec, Origin, Ports, Status
 from tei_manager.engines import catalog, environment, log_reading
 from tei_manager.kits.nest import Nest
@@ -93,6 +94,7 @@ class Fleet:
         self._warnings += [Warning(code, message) for code, message in loaded.warnings]
         if any(code == "STATE_RECOVERED" for code, _ in loaded.warnings):
             self._world.metrics.state_recovered()
+            self._world.journal.note(EventType.STATE_RECOVERED, reason=self._warnings[-1].message)
         plan = restore.plan(
             loaded.state, self._seeds, default_engine=self.default_engine, auto_restore=self._settings.auto_restore
         )
@@ -182,6 +184,9 @@ class Fleet:
             origin=origin,
         )
         self._deleted_seeds.pop(spec.name, None)
+        self._world.journal.note(
+            EventType.CREATED, instance=spec.name, data={"model_id": spec.model_id, "origin": str(origin)}
+        )
         supervisor = self._register(record)
         log.info("Instance added to registry", instance=spec.name, total_instances=len(self._supervisors))
         self._world.metrics.created(spec.name, spec.model_id)
@@ -210,6 +215,7 @@ class Fleet:
         if seed is not None:
             self._deleted_seeds[name] = dict(seed)
         self._world.metrics.deleted(name)
+        self._world.journal.note(EventType.DELETED, instance=name)
         self._changed()
         log.info("Instance removed from registry", instance=name, total_instances=len(self._supervisors))
 
@@ -382,6 +388,7 @@ class Fleet:
             return
         try:
             await self._world.driver.stop(found.handle, grace_secs=self._settings.graceful_shutdown_timeout_secs)
+            self._world.journal.note(EventType.BURIED, instance=record.spec.name, data={"pid": found.handle.pid})
         except errors.DriverError as error:
             text = f"process {found.handle.pid} of removed instance '{record.spec.name}' lives on: {error}"
             log.error(text)

@@ -11,6 +11,7 @@ from tei_manager.control import watch
 from tei_manager.control.process import Process
 from tei_manager.control.settings import Settings
 from tei_manager.control.world import World
+from tei_manager.domain.event import EventType
 from tei_manager.domain.exits import ExitKind, ExitReason
 from tei_manager.domain.instance import Protocol
 
@@ -57,6 +58,9 @@ class Liveness:
                 continue
             self.failures, self.last_check = self.failures + 1, self._world.now()
             metrics.probe_failed(name)
+            self._world.journal.note(
+                EventType.PROBE_FAILED, instance=name, reason=seen.text, data={"failures": self.failures}
+            )
             log.warning("Health check failed", instance=name, failures=self.failures, reason=seen.text)
             on_check()
             settled = loop.time() - process.spawned_at >= settings.health_check_initial_delay_secs

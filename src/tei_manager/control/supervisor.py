@@ -23,6 +23,7 @@ from tei_manager.control.waiters import Waiters
 from tei_manager.control.work import Work
 from tei_manager.control.world import World
 from tei_manager.domain import errors
+from tei_manager.domain.event import EventType
 from tei_manager.domain.exits import ExitKind, ExitReason
 from tei_manager.domain.instance import Desired, Instance, Protocol, Status
 from tei_manager.kits.nest import Nest
@@ -169,6 +170,7 @@ class Supervisor:
         self._state = State.STARTING
         if self.is_wanted:
             self._detail = "adopted"
+            self._world.journal.note(EventType.ADOPTED, instance=self.record.spec.name, data={"pid": handle.pid})
             self._watch(process)
 
     def begin(self) -> None:
@@ -461,6 +463,12 @@ class Supervisor:
     def _count_restart(self) -> None:
         self.record = replace(self.record, restarts=self.record.restarts + 1)
         self._world.metrics.restarted(self.record.spec.name)
+        self._world.journal.note(
+            EventType.RESTARTED,
+            instance=self.record.spec.name,
+            reason=self._last_error,
+            data={"restarts": self.record.restarts},
+        )
 
     def _save_soon(self) -> None:
         self._nest.start("save", self._hub.save())
@@ -475,6 +483,14 @@ class Supervisor:
             instance=now.name,
             **{"from": str(before.status), "to": str(now.status)},
             reason=why,
+        )
+        self._world.journal.note(
+            EventType.STATUS,
+            instance=now.name,
+            before=str(before.status),
+            after=str(now.status),
+            reason=why,
+            data={"detail": now.detail, "pid": now.pid or before.pid},
         )
         if now.status is Status.RUNNING:
             log.info("Instance is ready", instance=now.name, port=now.ports.main, protocol=str(now.protocol))

@@ -13,6 +13,7 @@ from tei_manager.engines.base import Engine
 from tei_manager.ports.driver import Driver
 from tei_manager.ports.fleet import LogSlice
 from tei_manager.ports.frontdoor import FrontDoor
+from tei_manager.ports.journal import Journal
 from tei_manager.ports.metrics import ControlMetrics
 from tei_manager.ports.prober import Prober
 from tei_manager.ports.store import Store
@@ -48,6 +49,7 @@ class World:
     logs: LogFiles
     models: Models
     metrics: ControlMetrics
+    journal: Journal
     port_is_free: Callable[[str, int], bool]
     environ: Mapping[str, str]
     gpus: Callable[[], tuple[str, ...] | None] = lambda: None  # UUIDs in PCI order; blocks; None = cannot be asked

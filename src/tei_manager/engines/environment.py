@@ -40,7 +40,7 @@ def for_command(around: Surroundings, *layers: Mapping[str, str]) -> dict[str, s
     """The environment of somebody's own program: ours without our own names, then `layers` in order."""
     env = {name: value for name, value in around.environ.items() if not _is_ours(name)}
     if around.model_cache_dir:
-        env[HUB_CACHE] = around.model_cache_dir
+        _set_cache(env, around.model_cache_dir)
     return _overlaid(env, layers)
 
 
@@ -52,11 +52,18 @@ def for_router(around: Surroundings, *layers: Mapping[str, str]) -> dict[str, st
         env.pop("HF_TOKEN", None)
         if token := inherited.get("HF_API_TOKEN"):
             env["HF_TOKEN"] = token
-    if cache := around.model_cache_dir or inherited.get(HUB_CACHE):
+    if around.model_cache_dir:
+        _set_cache(env, around.model_cache_dir)
+    elif cache := inherited.get(HUB_CACHE):
         env[HUB_CACHE] = cache
     env["AUTO_TRUNCATE"] = "true"
     env["PAYLOAD_LIMIT"] = str(PAYLOAD_LIMIT)
     return _overlaid(env, layers)
+
+
+def _set_cache(env: dict[str, str], folder: str) -> None:
+    env[HUB_CACHE] = folder
+    env.pop("HF_HUB_CACHE", None)  # its newer name, which the hub client prefers
 
 
 def log_level(wanted: str | None, *, has_key: bool) -> str:

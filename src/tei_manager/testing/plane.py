@@ -29,6 +29,7 @@ from tei_manager.engines import catalog
 from tei_manager.ports.fleet import LogSlice
 from tei_manager.testing.driver import FakeDriver, FakeMachine, FakeProcess
 from tei_manager.testing.frontdoor import FakeFrontDoor
+from tei_manager.testing.journal import MemoryJournal
 from tei_manager.testing.prober import FakeProber
 from tei_manager.testing.store import MemoryStore
 
@@ -119,6 +120,7 @@ class Plane:
         self.logs = FakeLogs()
         self.taken: set[int] = set()  # ports that foreign processes hold
         self.frontdoor, self.metrics = FakeFrontDoor(), CountingMetrics()
+        self.journal = MemoryJournal(lambda: EPOCH + asyncio.get_running_loop().time())
         self.fleet = self._new_fleet()
 
     def _new_fleet(self) -> Fleet:
@@ -133,6 +135,7 @@ class Plane:
             logs=self.logs,
             models=FakeModels(),
             metrics=self.metrics,
+            journal=self.journal,
             port_is_free=lambda _, port: self.is_free(port),
             environ={"PATH": "/bin"},
             now=lambda: EPOCH + loop.time(),

@@ -13,6 +13,7 @@ from tei_manager.serving.providers.instances import Vectors
 from tei_manager.surfaces.http.asgi import build_app
 from tei_manager.surfaces.http.settings import HttpSettings
 from tei_manager.testing.fleet import FakeFleet
+from tei_manager.testing.journal import MemoryJournal
 
 
 class Reply:
@@ -58,7 +59,8 @@ class Door:
         self.gateway = StubGateway()
         self.metrics = PrometheusMetrics(CollectorRegistry(), version="1.2.3")
         self.metrics.watch(self.fleet.instances)
-        self.app = build_app(self.fleet, self.gateway, self.metrics, HttpSettings(**settings))
+        self.journal = MemoryJournal()
+        self.app = build_app(self.fleet, self.gateway, self.metrics, self.journal, HttpSettings(**settings))
 
     async def __call__(self, method, path, *, json_body=None, body=b"", headers=None, hang_up_after=None):
         sent = []

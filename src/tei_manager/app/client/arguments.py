@@ -43,6 +43,10 @@ def add(commands: argparse._SubParsersAction[Leaf]) -> None:
     verb.add_argument("--tail", metavar="N", type=_count, default=100, help="how many lines (default: 100)")
     verb.add_argument("--follow", "-f", action="store_true", help="go on with new lines until Ctrl-C")
 
+    verb = _leaf(verbs, "story", "what happened to an instance", "tei_manager.app.client.logs:story")
+    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("--limit", metavar="N", type=_count, default=50, help="how many events (default: 50)")
+
     verb = _leaf(commands, "embed", "embed texts and compare them", "tei_manager.app.client.embed:embed")
     verb.add_argument("texts", metavar="TEXT", nargs="+", help="a text, or - for the lines of stdin")
     verb.add_argument("--instance", metavar="X", required=True, help="name of the instance")

@@ -1,4 +1,4 @@
-"""`tei-manager instances logs`: the last lines of an instance's log, and those still to come."""
+"""`tei-manager instances logs` and `story`: what an instance said, and what happened to it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,24 @@ def follow(client: Client, name: str, *, tail: int, sleep: Callable[[float], Non
         answer = client.get(path, {"start": at})
         if answer["total_lines"] < at:
             answer = client.get(path, {"start": 0})
+
+
+def story(options: argparse.Namespace, console: Console) -> int:
+    """One line for each event, oldest first."""
+    answer = connect(options).get(instance_path(options.name, "story"), {"limit": options.limit})
+    if options.json:
+        console.json(answer)
+        return 0
+    for event in answer["events"]:
+        words = [event["timestamp"], event["type"].removeprefix("instance.")]
+        if event["to"] is not None:
+            words.append(f"{event['from']} → {event['to']}")
+        known = {key: value for key, value in event["data"].items() if value is not None}
+        words += [f"{key}={value}" for key, value in known.items()]
+        if event["reason"]:
+            words.append(f"({event['reason']})")
+        console.line("  ".join(words))
+    return 0
 
 
 def write(console: Console, answer: Json, *, as_json: bool) -> None:

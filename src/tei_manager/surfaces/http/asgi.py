@@ -9,19 +9,24 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from tei_manager.ports.fleet import Fleet
+from tei_manager.ports.journal import Journal
 from tei_manager.ports.metrics import HttpMetrics
 from tei_manager.serving.gateway import Gateway
 from tei_manager.surfaces.http import layers, routing
 from tei_manager.surfaces.http.control import Control
+from tei_manager.surfaces.http.events import Events
 from tei_manager.surfaces.http.openai import OpenAi
 from tei_manager.surfaces.http.settings import HttpSettings
 
 
-def build_app(fleet: Fleet, gateway: Gateway, metrics: HttpMetrics, settings: HttpSettings) -> ASGIApp:
+def build_app(
+    fleet: Fleet, gateway: Gateway, metrics: HttpMetrics, journal: Journal, settings: HttpSettings
+) -> ASGIApp:
     """The whole HTTP surface as one ASGI app."""
     routes = [
         *OpenAi(fleet, gateway, settings).routes(),
         *Control(fleet, metrics, settings).routes(),
+        *Events(fleet, journal).routes(),
     ]
     app: ASGIApp = Router(routes, redirect_slashes=False, default=routing.unknown)
     middleware: list[layers.Layer] = [  # outermost first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 from starlette.datastructures import QueryParams
 from starlette.routing import Route
@@ -15,12 +14,11 @@ from tei_manager.domain.instance import EngineKind, Instance, Origin, Status
 from tei_manager.kits import parsing
 from tei_manager.ports.fleet import Fleet
 from tei_manager.ports.metrics import HttpMetrics
-from tei_manager.surfaces.http import clock, wire
+from tei_manager.surfaces.http import clock, query, wire
 from tei_manager.surfaces.http.instance_json import shown
 from tei_manager.surfaces.http.routing import Handler, route
 from tei_manager.surfaces.http.settings import HttpSettings
 
-T = TypeVar("T")
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _WAIT = parsing.Boolean()
 _WAIT_SECS = parsing.Number(0, 3600, above=True)
@@ -94,10 +92,10 @@ class Control:
         await wire.answer(send, 200, self._metrics.text(), content_type=PROMETHEUS_TEXT)
 
     async def index(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = QueryParams(scope["query_string"])
+        params = QueryParams(scope["query_string"])
         chosen = self._fleet.instances()
         for name, (shape, value_of) in _FILTERS.items():
-            if (wanted := _param(query, name, shape)) is not None:
+            if (wanted := query.param(params, name, shape)) is not None:
                 chosen = tuple(instance for instance in chosen if value_of(instance) == wanted)
         now = self._now()
         await wire.answer_json(send, 200, [shown(instance, now=now) for instance in chosen])
@@ -122,18 +120,18 @@ class Control:
         await wire.answer(send, 204)
 
     async def stop(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wait = _param(QueryParams(scope["query_string"]), "wait", _WAIT)
+        wait = query.param(QueryParams(scope["query_string"]), "wait", _WAIT)
         await self._no_body(scope, receive)
         instance = await self._fleet.stop(_name(scope), wait=wait is not False)
         await self._answer(send, instance)
 
     async def logs(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = QueryParams(scope["query_string"])
-        start, end = _param(query, "start", _LINE), _param(query, "end", _LINE)
-        tail = _param(query, "tail", _TAIL)
+        params = QueryParams(scope["query_string"])
+        start, end = query.param(params, "start", _LINE), query.param(params, "end", _LINE)
+        tail = query.param(params, "tail", _TAIL)
         if tail is not None and (start is not None or end is not None):
             raise errors.CallerError("tail: give tail, or start and end, not both")
-        if _param(query, "follow", _WAIT):
+        if query.param(params, "follow", _WAIT):
             raise errors.CallerError("follow: following a log is not offered by this version")
         cut = await self._fleet.logs(_name(scope), start=start, end=end, tail=tail)
         body = {"lines": cut.lines, "start": cut.start, "end": cut.end, "total_lines": cut.total}
@@ -176,15 +174,5 @@ def _name(scope: Scope) -> str:
 
 
 def _wait_params(scope: Scope) -> tuple[bool, float | None]:
-    query = QueryParams(scope["query_string"])
-    return bool(_param(query, "wait", _WAIT)), _param(query, "timeout_secs", _WAIT_SECS)
-
-
-def _param(query: QueryParams, name: str, shape: parsing.Shape[T]) -> T | None:
-    """A query parameter, None if absent. Raises `errors.CallerError` naming it."""
-    if (text := query.get(name)) is None:
-        return None
-    try:
-        return shape.read_text(text)
-    except parsing.Rejected as refusal:
-        raise errors.CallerError(f"{name}: {refusal}, got {parsing.shown(text)}") from None
+    params = QueryParams(scope["query_string"])
+    return bool(query.param(params, "wait", _WAIT)), query.param(params, "timeout_secs", _WAIT_SECS)
