@@ -9,10 +9,8 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,8 +21,8 @@ from benchmarks import load, report
 from benchmarks.cases import Case, Effort, grpc_cases, http_cases
 from benchmarks.machine import Usage, machine, rss_mib, versions
 from benchmarks.stack import HOST, SUBJECTS, Manager, NotStarted, Subject, has_minilm
+from benchmarks.worker import Worker, WorkerFailed
 
-ROOT = Path(__file__).resolve().parent.parent
 COUNTED_WITHIN_SECS = 2.0
 # seconds of one row, and the share of --calls, by engine: a real model computes for most of that time
 QUICK = {"testing": (2.0, 1.0), "embedded": (1.2, 0.2)}
@@ -35,44 +33,15 @@ class WrongPath(Exception):
     """The manager did not see the calls that it should have seen, or saw others."""
 
 
-class Load:
+class Load(Worker):
     """The load generator's process."""
 
-    def __enter__(self) -> Load:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", load.__name__],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def __init__(self) -> None:
+        super().__init__(load.__name__)
 
     def measure(self, case: Case, direct: str, product: str, target: str) -> dict[str, Any]:
         job = {"case": asdict(case), "direct": direct, "product": product, "target": target}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        # it has a deadline of its own; this one is for a process that cannot keep it
-        watchdog = threading.Timer(case.budget_secs + 2 * load.GRACE_SECS, self._process.kill)
-        watchdog.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            watchdog.cancel()
-        if not line:
-            raise NotStarted(f"the load generator ended during {case.kind} {case.label}")
-        result: dict[str, Any] = json.loads(line)
-        return result
+        return self.ask(job, case.budget_secs + 2 * load.GRACE_SECS)
 
 
 def main() -> int:
@@ -89,7 +58,7 @@ def main() -> int:
     ]
     try:
         result = run(subjects, options.calls, is_full=options.full)
-    except (NotStarted, WrongPath) as error:
+    except (NotStarted, WorkerFailed, WrongPath) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     print(report.markdown(result))

@@ -12,7 +12,10 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("tei-manager", "grpcio", "uvloop", "uvicorn", "aiohttp", "onnxruntime", "numpy")
+PACKAGES = (
+    *("tei-manager", "grpcio", "uvloop", "uvicorn", "aiohttp", "onnxruntime", "numpy"),
+    *("tokenizers", "torch", "sentence-transformers"),
+)
 
 
 def machine() -> dict[str, Any]:

@@ -51,11 +51,15 @@ def _table(kind: str, first: str, rows: Sequence[Mapping[str, Any]]) -> Iterator
     is_http = kind == "http"
     product = "Gateway" if is_http else "Multiplexer"
     titles = [each.format(product) for each in (first, *_COLUMNS, *(_RATES if is_http else ()), *_LAST)]
-    cells = [_cells(row, is_http) for row in rows]
-    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    yield from table(titles, [_cells(row, is_http) for row in rows])
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a Markdown table whose first column is text and whose others are numbers."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     yield _row(titles, widths)
     yield "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
-    for each in cells:
+    for each in rows:
         yield _row(each, widths)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import enum
+import logging
+import uuid
+
+_log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
@@ -44,6 +48,21 @@ class RequestError(Exception):
         return RequestError(self.kind, self.message, label=self.label, row=row)
 
 
+def let_go(error: RequestError) -> RequestError:
+    """The error without its traceback and those before it: for one that is kept, or has been answered.
+
+    The frames of a traceback hold the request, and are often held by what holds the error, a list or a future:
+    nothing frees such a circle but a full garbage collection, which does not come sooner because a request had
+    megabytes.
+    """
+    last: BaseException | None = error
+    while last is not None:
+        before = last.__context__
+        last.__traceback__ = last.__cause__ = last.__context__ = None
+        last = before
+    return error
+
+
 EMPTY_INPUTS = "Input validation error: `inputs` cannot be empty"
 EMPTY_IDS = "Input validation error: `input_ids` cannot be empty"
 
@@ -66,6 +85,13 @@ def invalid_input(message: str) -> RequestError:
 def backend(message: str, *, label: str = "inference") -> RequestError:
     """The model cannot answer this; TEI's prefix."""
     return RequestError(ErrorKind.BACKEND, f"Backend error: {message}", label=label)
+
+
+def internal(fault: BaseException) -> RequestError:
+    """What the caller learns of a fault of ours: a number, under which the log has the traceback."""
+    number = uuid.uuid4().hex[:12]
+    _log.error("internal error %s", number, exc_info=fault)
+    return RequestError(ErrorKind.BACKEND, f"internal error {number}", label="inference")
 
 
 def tokenizer(reason: BaseException) -> RequestError:

@@ -91,13 +91,13 @@ class ComputeThreads:
     def submit(self, entries: list[Entry]) -> None:
         """Queue tokenised entries; from any thread."""
         with self._changed:
-            self._lanes.push(entry for entry in entries if not entry.job.is_over)
+            self._lanes.push(entry for entry in entries if not entry.is_over)
             self._changed.notify(min(len(entries), len(self._threads)))
 
     def remove(self, job: Job) -> None:
-        """Forget queued entries of `job`; what runs is finished and discarded."""
+        """Forget queued entries of `job` that nobody wants any more; what runs is finished and discarded."""
         with self._changed:
-            self._lanes.remove(lambda entry: entry.job is job)
+            self._lanes.remove(lambda entry: entry.job is job and entry.is_over)
 
     def close(self) -> None:
         """Let the threads end after their current run."""
@@ -119,9 +119,8 @@ class ComputeThreads:
                 continue
             try:
                 self._run(entries, wide)
-            except Exception:  # a fault of ours must not take the thread, or its callers, with it
-                _log.exception("run failed")
-                fault = errors.backend("internal error in the compute thread")
+            except Exception as error:  # a fault of ours must not take the thread, or its callers, with it
+                fault = errors.internal(error)
                 self._done(Outcome(entries, dict.fromkeys(range(len(entries)), fault)))
             finally:
                 with self._changed:
@@ -149,7 +148,7 @@ class ComputeThreads:
         live = []
         for place, entry in enumerate(entries):
             entry.queue = began - entry.queued_at
-            if entry.job.is_over:
+            if entry.is_over:
                 continue
             if entry.is_expired(now):
                 outcome.errors[place] = errors.expired()

@@ -61,6 +61,11 @@ class Entry:
         """Whether somebody is waiting for just this short text."""
         return not self.job.ask.bulk and len(self.job.entries) == 1 and len(self.ids) <= 64
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody wants its result any more."""
+        return self.job.is_over or self.row > self.job.end
+
     def is_expired(self, now: float) -> bool:
         """Whether the caller's deadline lies before `now` (`time.monotonic`)."""
         return self.job.ask.deadline is not None and self.job.ask.deadline <= now
@@ -69,6 +74,7 @@ class Entry:
 class Job:
     """One request's entries, and the future that its handler waits on. Belongs to the event loop.
 
+    `end` is the place of the first failing input, as far as is known; the number of inputs while none has failed.
     Compute threads write finished rows before the loop hears of them: into `rows` [inputs, width] what is one row
     per input, into `tokens` the vectors of every token of an input, into `sparse` sparse vectors.
     """
@@ -80,27 +86,36 @@ class Job:
         self.entries = [Entry(self, row, piece, arrived_at=now) for row, piece in enumerate(ask.pieces)]
         self.future: asyncio.Future[None] = loop.create_future()
         self.is_over = False
-        count = len(ask.pieces)
+        count = self.end = len(ask.pieces)
+        self._next = 0
+        self._settled = bytearray(count)
+        self._error: errors.RequestError | None = None
         size = min(ask.dimensions or width, width)
         self.rows: FloatArray = np.empty((count if ask.want in _ROWS else 0, size), dtype=np.float32)
         self.tokens: dict[int, FloatArray] = {}
         self.sparse: dict[int, Sparse] = {}
-        self._open = count
 
-    def settle(self, entry: Entry, error: errors.RequestError | None) -> bool:
-        """Note that `entry` is done; the first error ends the whole job. True if the job ended with this call."""
-        if self.is_over:
-            return False
-        self._open -= 1
+    def settle(self, entry: Entry, error: errors.RequestError | None) -> None:
+        """Note that `entry` is done, with an error or without.
+
+        An error makes everything behind its input unwanted (`end` moves to it) and ends the job once every input
+        before it is done: which row the caller hears of does not depend on the order of the runs.
+        """
+        if entry.is_over:
+            return
+        self._settled[entry.row] = True
         if error is not None:
-            self.fail(error.at_row(entry.row))
-            return True
-        if self._open == 0:
-            self.is_over = True
-            if not self.future.done():
-                self.future.set_result(None)
-            return True
-        return False
+            self.end, self._error = entry.row, error.at_row(entry.row)
+        while self._next < self.end and self._settled[self._next]:
+            self._next += 1
+        if self._next < self.end:
+            return
+        if self._error is not None:
+            self.fail(self._error)
+            return
+        self.is_over = True
+        if not self.future.done():
+            self.future.set_result(None)
 
     def fail(self, error: errors.RequestError) -> None:
         """End the job with `error`; what still runs for it is discarded."""

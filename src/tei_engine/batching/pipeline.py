@@ -23,11 +23,14 @@ Value = TypeVar("Value")
 class Observer(Protocol):
     """Who counts. Called on the event loop only."""
 
+    def saw_job(self, job: Job) -> None:
+        """A job has begun."""
+
     def saw_run(self, outcome: Outcome) -> None:
         """A run has ended."""
 
-    def saw_entry(self, entry: Entry, succeeded: bool) -> None:
-        """An entry is settled."""
+    def saw_entry(self, entry: Entry) -> None:
+        """An entry is done, without an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,13 @@ class Pipeline:
             raise errors.unhealthy("shutting down")
         job = Job(ask, width=self.model.dimension, loop=self._loop)
         self._jobs.add(job)
+        self._observer.saw_job(job)
         try:
             self._tokenizers.submit(job.entries)
             await job.future
+        except BaseException:
+            job.entries.clear()  # they hold the job, and the job them and the texts: see `errors.let_go`
+            raise
         finally:
             self._jobs.discard(job)
             if not job.is_over or job.future.cancelled():
@@ -138,12 +145,15 @@ class Pipeline:
             self._settle(entry, outcome.errors.get(place))
 
     def _settle(self, entry: Entry, error: errors.RequestError | None) -> None:
-        if entry.job.is_over:
+        if entry.is_over:
             return
-        self._observer.saw_entry(entry, error is None)
-        if entry.job.settle(entry, error) and error is not None:
+        if error is None:
+            self._observer.saw_entry(entry)
+        entry.job.settle(entry, error)
+        if error is not None:
             self._drop(entry.job)
 
     def _drop(self, job: Job) -> None:
+        """Forget what is queued for `job` and no longer wanted."""
         self._tokenizers.remove(job)
         self._compute.remove(job)

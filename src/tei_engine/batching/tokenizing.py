@@ -88,9 +88,9 @@ class TokenizerThreads:
         return await future
 
     def remove(self, job: Job) -> None:
-        """Forget entries of `job` that no thread has taken yet."""
+        """Forget entries of `job` that no thread has taken yet and nobody wants any more."""
         with self._changed:
-            self._entries = deque(entry for entry in self._entries if entry.job is not job)
+            self._entries = deque(entry for entry in self._entries if entry.job is not job or not entry.is_over)
 
     def close(self) -> None:
         """Let the threads end; what is queued is forgotten."""
@@ -121,8 +121,12 @@ class TokenizerThreads:
             answers = self._tokenizer.encode_typed(
                 [entry.piece for entry in entries], max_length=self._max_length, vocab_size=self._vocab_size
             )
-        except Exception as error:  # nothing one text holds may end this thread
-            self._failed([(entry, errors.tokenizer(error)) for entry in entries])
+        except Exception as error:  # nothing one text holds may end this thread, or fail other texts
+            if len(entries) == 1:
+                self._failed([(entries[0], errors.tokenizer(error))])
+            else:
+                for entry in entries:
+                    self._tokenize([entry])
             return
         now = time.perf_counter()
         good: list[Entry] = []
@@ -138,8 +142,10 @@ class TokenizerThreads:
                 entry.ids, entry.types = answer.ids, answer.types
                 good.append(entry)
         if bad:
-            failing = {entry.job for entry, _ in bad}
-            good = [entry for entry in good if entry.job not in failing]
+            first: dict[Job, int] = {}
+            for entry, _ in bad:
+                first[entry.job] = min(entry.row, first.get(entry.job, entry.row))
+            good = [entry for entry in good if entry.row < first.get(entry.job, entry.job.end)]
             self._failed(bad)
         if good:
             self._ready(good)

@@ -13,6 +13,18 @@ from tei_engine.graph.sizes import Sizes
 _HIDE = -1e30
 """Added to the scores of what is not seen: exp() of it is exactly 0 and no sum with it overflows."""
 
+FLOORS = {
+    "gelu": -0.1701,
+    "gelu_new": -0.1701,
+    "gelu_fast": -0.1701,
+    "gelu_pytorch_tanh": -0.1701,
+    "silu": -0.2785,
+    "swish": -0.2785,
+    "relu": 0.0,
+    "tanh": -1.0,
+}
+"""Per activation, a bound that its values do not go below (rounded down in the fourth place)."""
+
 _RELATIVE_BUCKETS = 32
 _RELATIVE_DISTANCE = 128
 

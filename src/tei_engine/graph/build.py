@@ -1,8 +1,8 @@
 """The whole graph of a model: its encoder and the head of its kind.
 
 Inputs are int64 [batch, tokens], padded on the right: `input_ids`, `attention_mask` and, in graphs that tell the
-texts of a pair apart, `token_type_ids`. Outputs are those of `outputs.Output`. Every function here raises
-StartError if a weight is missing or has another shape.
+texts of a pair apart, `token_type_ids`. Outputs are those of `outputs.Output`. Every function here takes a fresh
+emitter, finishes it, and raises StartError if a weight is missing or has another shape.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from tei_engine.graph.emit import Emitter, Graph
 from tei_engine.graph.families import Family
 from tei_engine.graph.outputs import Output
 from tei_engine.graph.sizes import Sizes
-from tei_engine.graph.weights import Weights
 
 INPUTS = ("input_ids", "attention_mask")
 TYPES = "token_type_ids"
 
 
 def build_embedder(
-    weights: Weights, family: Family, sizes: Sizes, *, pooling: heads.Pooling, dense: tuple[heads.Dense, ...]
+    emitter: Emitter, family: Family, sizes: Sizes, *, pooling: heads.Pooling, dense: tuple[heads.Dense, ...]
 ) -> Graph:
     """An embedding model: pooled vectors and token vectors."""
-    emitter = Emitter(weights)
     rows = encoder.encode(emitter, family, sizes)
     tokens = _by_text(emitter, rows, sizes)
     pooled = heads.pool(emitter, rows, tokens=tokens, pooling=pooling, hidden=sizes.hidden)
@@ -35,10 +33,9 @@ def build_embedder(
     return emitter.finish(INPUTS, outputs)
 
 
-def build_classifier(weights: Weights, family: Family, sizes: Sizes, *, head: heads.Classification) -> Graph:
+def build_classifier(emitter: Emitter, family: Family, sizes: Sizes, *, head: heads.Classification) -> Graph:
     """A classifier or reranker: logits."""
     assert family.classifier is not None
-    emitter = Emitter(weights)
     typed = sizes.types > 1
     rows = encoder.encode(emitter, family, sizes, typed=typed)
     tokens = _by_text(emitter, rows, sizes)
@@ -47,10 +44,9 @@ def build_classifier(weights: Weights, family: Family, sizes: Sizes, *, head: he
     return emitter.finish((*INPUTS, TYPES) if typed else INPUTS, outputs)
 
 
-def build_splade(weights: Weights, family: Family, sizes: Sizes, *, is_tied: bool) -> Graph:
+def build_splade(emitter: Emitter, family: Family, sizes: Sizes, *, is_tied: bool) -> Graph:
     """A splade model: one weight per word of the vocabulary; `is_tied` decodes with the word embeddings."""
     assert family.vocabulary is not None
-    emitter = Emitter(weights)
     tokens = _by_text(emitter, encoder.encode(emitter, family, sizes), sizes)
     words = classification.weigh_words(
         emitter, tokens, family=family, names=family.vocabulary, sizes=sizes, is_tied=is_tied

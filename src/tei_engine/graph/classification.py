@@ -41,8 +41,14 @@ def weigh_words(
     rows = emitter.norm(rows, names.norm, size=hidden, eps=sizes.eps)
     decoder = family.names.words if is_tied else names.decoder
     logits = emitter.op("Gemm", rows, emitter.weight(f"{decoder}.weight", sizes.vocab, hidden), transB=1)
-    shape = emitter.op("Concat", emitter.op("Shape", "attention_mask"), emitter.ints(sizes.vocab), axis=0)
-    highest = emitter.op("ReduceMax", emitter.op("Reshape", logits, shape), emitter.ints(1), keepdims=0)
+    texts = emitter.op("Shape", "attention_mask")
+    by_text = emitter.op("Reshape", logits, emitter.op("Concat", texts, emitter.ints(sizes.vocab), axis=0))
+    highest = emitter.op("ReduceMax", by_text, emitter.ints(1), keepdims=0)
+    # a maximum forgets tokens that are not numbers; their sum does not: 0, or NaN for the whole text
+    by_text = emitter.op("Reshape", rows, emitter.op("Concat", texts, emitter.ints(hidden), axis=0))
+    summed = emitter.op("ReduceSum", by_text, emitter.ints(1, 2), keepdims=0)
+    spoilt = emitter.op("Unsqueeze", emitter.op("Mul", summed, emitter.scalar(0.0)), emitter.ints(1))
+    highest = emitter.op("Add", highest, spoilt)
     bias = names.bias if emitter.has(names.bias) else f"{names.decoder}.bias"
     weights = emitter.op("Relu", emitter.op("Add", highest, emitter.weight(bias, sizes.vocab)))
     return emitter.op("Log", emitter.op("Add", weights, emitter.scalar(1.0)))

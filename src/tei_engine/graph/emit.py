@@ -10,25 +10,28 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tei_engine.graph.arrays import FloatArray
+from tei_engine.graph.arrays import Array
 from tei_engine.graph.weights import Tensor, Weights
 
 _OPSET = 20  # the first with Gelu
 _IR_VERSION = 9
+_FLOAT = onnx.TensorProto.FLOAT
+CONTRIBUTED = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
     """A finished graph: its bytes, the folder its mapped weights lie in, and the weights that had to be converted.
 
-    `inputs` are the names of its inputs, each int64 [batch, tokens]. `held` maps initializer name → float32
-    values; sessions refer to that memory, they do not copy it.
+    `inputs` are the names of its inputs, each int64 [batch, tokens]. `held` maps initializer name → values in
+    memory, or mapped from a file of our own; sessions refer to that memory, they do not copy it.
     """
 
     model: bytes
     inputs: tuple[str, ...]
     folder: Path | None
-    held: dict[str, FloatArray]
+    held: dict[str, Array]
     weights_bytes: int
 
 
@@ -40,12 +43,12 @@ class Emitter:
         self._nodes: list[Any] = []
         self._initializers: dict[str, Any] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._held: dict[str, FloatArray] = {}
+        self._held: dict[str, Array] = {}
         self._folder: Path | None = None
         self._count = 0
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """One node with one output."""
+        """One node with one output; `domain` among the attributes names that of the operator."""
         self._count += 1
         output = f"{kind.lower()}_{self._count}"
         self._nodes.append(onnx.helper.make_node(kind, list(inputs), [output], name=output, **attributes))
@@ -75,7 +78,7 @@ class Emitter:
             self._tensors[name] = tensor
         return name
 
-    def values(self, name: str, values: FloatArray) -> str:
+    def values(self, name: str, values: Array) -> str:
         """Weights that do not come from the checkpoint itself, under a name of their own."""
         self._held[name] = values
         return name
@@ -102,6 +105,15 @@ class Emitter:
         if bias:
             parts.append(self.weight(f"{name}.bias", out))
         return self.op("Gemm", *parts, transB=1)
+
+    def project(
+        self, rows: str, name: str, *, out: int, into: int, bias: bool = True, floor: float | None = None
+    ) -> str:
+        """A linear map inside the layers, where nearly all time goes; subclasses may compute it in their own way.
+
+        `floor` says that no value of `rows` lies below it.
+        """
+        return self.linear(rows, name, out=out, into=into, bias=bias)
 
     def norm(self, rows: str, name: str, *, size: int, eps: float, bias: bool = True) -> str:
         """LayerNormalization over the last axis, which has `size` elements."""
@@ -131,12 +143,12 @@ class Emitter:
             list(self._initializers.values()),
         )
         for name, tensor in self._tensors.items():
-            graph.initializer.append(self._external(name, tensor.shape, tensor.nbytes, tensor))
+            graph.initializer.append(self._external(name, _FLOAT, tensor.shape, tensor.nbytes, tensor))
         for name, values in self._held.items():
-            graph.initializer.append(self._external(name, values.shape, values.nbytes, None))
-        model = onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-        )
+            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+            graph.initializer.append(self._external(name, kind, values.shape, values.nbytes, None))
+        opsets = [onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(CONTRIBUTED, 1)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
         held = sum(values.nbytes for values in self._held.values())
         mapped = sum(tensor.nbytes for tensor in self._tensors.values())
         return Graph(model.SerializeToString(), tuple(inputs), self._folder, self._held, mapped + held)
@@ -151,8 +163,8 @@ class Emitter:
                 del self._tensors[name]
 
     @staticmethod
-    def _external(name: str, shape: tuple[int, ...], nbytes: int, tensor: Tensor | None) -> Any:
-        proto = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=shape)
+    def _external(name: str, kind: int, shape: tuple[int, ...], nbytes: int, tensor: Tensor | None) -> Any:
+        proto = onnx.TensorProto(name=name, data_type=kind, dims=shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
         place = {
             "location": tensor.file.name if tensor else "held-in-memory",

@@ -69,18 +69,19 @@ def _layer(
     names, hidden = family.names, sizes.hidden
 
     def heads(part: str, order: list[int]) -> str:
-        projected = emitter.linear(rows, prefix + part, out=hidden, into=hidden)
+        projected = emitter.project(rows, prefix + part, out=hidden, into=hidden)
         return emitter.op("Transpose", emitter.op("Reshape", projected, shape), perm=order)
 
     query = heads(names.query, [0, 2, 1, 3])
     key = heads(names.key, [0, 2, 3, 1])
     value = heads(names.value, [0, 2, 1, 3])
     context = attention.attend(emitter, sizes, query, key, value, bias=bias)
-    attended = emitter.linear(context, prefix + names.out, out=hidden, into=hidden)
+    attended = emitter.project(context, prefix + names.out, out=hidden, into=hidden)
     rows = emitter.norm(
         emitter.op("Add", attended, rows), prefix + names.attention_norm, size=hidden, eps=sizes.eps
     )
-    inner = emitter.linear(rows, prefix + names.up, out=sizes.feed_forward, into=hidden)
+    inner = emitter.project(rows, prefix + names.up, out=sizes.feed_forward, into=hidden)
     inner = attention.activate(emitter, inner, sizes.activation)
-    outer = emitter.linear(inner, prefix + names.down, out=hidden, into=sizes.feed_forward)
+    floor = attention.FLOORS[sizes.activation]
+    outer = emitter.project(inner, prefix + names.down, out=hidden, into=sizes.feed_forward, floor=floor)
     return emitter.norm(emitter.op("Add", outer, rows), prefix + names.output_norm, size=hidden, eps=sizes.eps)

@@ -71,7 +71,7 @@ class _Block:
         emitter, sizes, rotary, names = self._emitter, self._sizes, self._rotary, self._names
         prefix, hidden = names.layer.format(layer), sizes.hidden
         bias = rotary.attention_bias
-        fused = emitter.linear(rows, prefix + names.query, out=3 * hidden, into=hidden, bias=bias)
+        fused = emitter.project(rows, prefix + names.query, out=3 * hidden, into=hidden, bias=bias)
         # [3, batch, heads, tokens, head]: query and key next to each other turn together
         spread = emitter.op("Transpose", emitter.op("Reshape", fused, self._shape), perm=[2, 0, 3, 1, 4])
         both, value = emitter.split(spread, 2, 1, axis=0)
@@ -86,20 +86,20 @@ class _Block:
             value,
             bias=self._biases[rotary.windows[layer]],
         )
-        return emitter.linear(context, prefix + names.out, out=hidden, into=hidden, bias=bias)
+        return emitter.project(context, prefix + names.out, out=hidden, into=hidden, bias=bias)
 
     def _feed_forward(self, rows: str, prefix: str) -> str:
         emitter, sizes, rotary, names = self._emitter, self._sizes, self._rotary, self._names
         hidden, inner = sizes.hidden, sizes.feed_forward
         if names.gate is None:  # one tensor: the activated half, then the gate
-            wide = emitter.linear(rows, prefix + names.up, out=2 * inner, into=hidden, bias=rotary.up_bias)
+            wide = emitter.project(rows, prefix + names.up, out=2 * inner, into=hidden, bias=rotary.up_bias)
             up, gate = emitter.split(wide, inner, inner, axis=-1)
         else:
             # Nomic activates the second of its two, fc12
-            gate = emitter.linear(rows, prefix + names.up, out=inner, into=hidden, bias=rotary.up_bias)
-            up = emitter.linear(rows, prefix + names.gate, out=inner, into=hidden, bias=rotary.up_bias)
+            gate = emitter.project(rows, prefix + names.up, out=inner, into=hidden, bias=rotary.up_bias)
+            up = emitter.project(rows, prefix + names.gate, out=inner, into=hidden, bias=rotary.up_bias)
         gated = emitter.op("Mul", attention.activate(emitter, up, sizes.activation), gate)
-        return emitter.linear(gated, prefix + names.down, out=hidden, into=inner, bias=rotary.down_bias)
+        return emitter.project(gated, prefix + names.down, out=hidden, into=inner, bias=rotary.down_bias)
 
     def _turn(self, base: float) -> tuple[str, str]:
         """cos and signed sin of every place and pair, each [tokens, head].

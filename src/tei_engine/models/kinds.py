@@ -38,29 +38,30 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return next(iter(_architectures(config)), "")
 
 
-def is_classifier(config: Mapping[str, Any], family: Family) -> bool:
+def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether config.json names an architecture with a classification head.
 
-    Raises StartError if that head is not one that is built here.
+    Raises StartError if that head is for anything but whole texts.
     """
-    name = next((name for name in _architectures(config) if name.endswith("Classification")), None)
-    if name is None:
-        return False
-    if not name.endswith("ForSequenceClassification") or family.classifier is None:
-        known = _listed(name for name, one in FAMILIES.items() if one.classifier)
-        raise StartError(f"{name} is not supported; sequence classification is, for {known}")
-    return True
+    name = _classification_of(config)
+    if name and not name.endswith("ForSequenceClassification"):
+        raise _not_a_classifier(name)
+    return bool(name)
 
 
-def check_splade(config: Mapping[str, Any], family: Family) -> None:
-    """Raise StartError unless the model has a masked-LM head that this engine builds."""
+def check_splade(config: Mapping[str, Any]) -> None:
+    """Raise StartError unless config.json names an architecture with a masked-LM head."""
     names = _architectures(config)
     if not any(name.endswith("MaskedLM") for name in names):
         found = ", ".join(names) or "none"
         raise StartError(f"splade pooling needs a masked-LM architecture, config.json names {found}")
+
+
+def check_vocabulary(config: Mapping[str, Any], family: Family) -> None:
+    """Raise StartError unless the masked-LM head is one that is built here."""
     if family.vocabulary is None:
         known = _listed(name for name, one in FAMILIES.items() if one.vocabulary)
-        raise StartError(f"{names[0]} is not supported; splade pooling is, for {known}")
+        raise StartError(f"{architecture_of(config)} is not supported; splade pooling is, for {known}")
 
 
 def read_labels(config: Mapping[str, Any]) -> Labels:
@@ -82,7 +83,8 @@ def read_labels(config: Mapping[str, Any]) -> Labels:
 def read_classification(config: Mapping[str, Any], family: Family, labels: Labels) -> Classification:
     """The sequence classification head. Raises StartError where config.json asks for one that is not built."""
     names = family.classifier
-    assert names is not None
+    if names is None:
+        raise _not_a_classifier(_classification_of(config))
     if not names.is_configured:
         return Classification(len(labels.names), Pooling.CLS, names.activation, dense_bias=True)
     pooling = config.get("classifier_pooling", "cls")
@@ -94,6 +96,16 @@ def read_classification(config: Mapping[str, Any], family: Family, labels: Label
         activation_of(config, "classifier_activation"),
         dense_bias=bool(config.get("classifier_bias")),
     )
+
+
+def _classification_of(config: Mapping[str, Any]) -> str:
+    """The first architecture with a classification head; empty if there is none."""
+    return next((name for name in _architectures(config) if name.endswith("Classification")), "")
+
+
+def _not_a_classifier(name: str) -> StartError:
+    known = _listed(name for name, one in FAMILIES.items() if one.classifier)
+    return StartError(f"{name} is not supported; sequence classification is, for {known}")
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:

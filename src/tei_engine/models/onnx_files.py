@@ -42,6 +42,21 @@ def choose(names: Collection[str], *, int8: bool = False, cpu: frozenset[str] | 
     return next((name for name in tried if name in names), None)
 
 
+def pick(names: Collection[str], *, int8: bool, is_native: bool, cpu: frozenset[str] | None = None) -> str | None:
+    """The graph to use of `names`; None = it is built from safetensors, or there is none.
+
+    `is_native` says whether safetensors are there, of a model whose graph is built here. With `int8` only files
+    that were quantised beforehand are better than that.
+    """
+    best = choose(names, int8=int8, cpu=cpu)
+    return None if is_native and best in _PLAIN else best
+
+
+def is_plain(graph: str) -> bool:
+    """Whether `graph` is called like one that nobody quantised."""
+    return graph in _PLAIN
+
+
 def siblings(graph: str, names: Collection[str]) -> list[str]:
     """The files of `names` in which exporters put the weights of `graph`, beside it."""
     stem = graph.removesuffix(".onnx")

@@ -13,6 +13,7 @@ from tei_engine.server.service import Service
 
 if TYPE_CHECKING:
     from tei_engine.models.configuration import Configuration
+    from tei_engine.models.model import Model
 
 _DTYPE = "float32"
 
@@ -57,7 +58,7 @@ def engine(service: Service) -> dict[str, Any]:
         "backend": "onnx",
         "graph": "native" if model.file is None else "onnx",
         "file": model.file,
-        "quantize": settings.quantize,
+        "quantize": _quantize(model),
         "quantize_cosine": None if model.cosine is None else dataclasses.asdict(model.cosine),
         "embedding_dimension": model.dimension if model.kind is Kind.EMBEDDING else None,
         "vocab_size": model.vocab_size,
@@ -75,6 +76,10 @@ def engine(service: Service) -> dict[str, Any]:
     }
 
 
+def _quantize(model: Model) -> str:
+    return "int8" if model.is_int8 else "none"  # what runs; a plain ready-made file may have had to do
+
+
 def add_gauges(service: Service) -> None:
     """Register the gauges; those of the model read 0 until it is loaded."""
     metrics = service.metrics
@@ -84,18 +89,19 @@ def add_gauges(service: Service) -> None:
     metrics.gauge("tei_engine_weights_bytes", "bytes of the model's weights", lambda: 0)
     metrics.gauge("tei_engine_rss_bytes", "resident memory", resident_bytes)
     metrics.gauge("tei_engine_load_seconds", "seconds from start to ready", lambda: 0)
-    labels = {
-        "version": tei_engine.__version__,
-        "model": service.settings.model_id,
-        "quantize": service.settings.quantize,
-    }
-    metrics.gauge("tei_engine_info", "what runs here", lambda: 1, labels)
+    _say_what_runs(service, service.settings.quantize)
+
+
+def _say_what_runs(service: Service, quantize: str) -> None:
+    labels = {"version": tei_engine.__version__, "model": service.settings.model_id, "quantize": quantize}
+    service.metrics.gauge("tei_engine_info", "what runs here", lambda: 1, labels)
 
 
 def fill_gauges(service: Service) -> None:
     """Point the gauges at the loaded model."""
     loaded, metrics = service.loaded, service.metrics
     pipeline = loaded.pipeline
+    _say_what_runs(service, _quantize(pipeline.model))
     metrics.limit_input_length(loaded.configuration.max_input_length)
     metrics.gauge("te_queue_size", "inputs waiting for a run", lambda: pipeline.queue_size)
     metrics.gauge(

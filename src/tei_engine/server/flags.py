@@ -131,7 +131,8 @@ FLAGS: tuple[Flag, ...] = (
     _tei("hostname", str, "0.0.0.0", "address to listen on"),  # noqa: S104 - text-embeddings-router's default
     _tei("port", _PORT, 3000, "HTTP port", short="p"),
     _tei("uds-path", str, "/tmp/text-embeddings-inference-server", "accepted, unused"),  # noqa: S108
-    _tei("huggingface-hub-cache", str, help="folder of the hub cache"),
+    # its environment name is read with the hub client's others, which has an order of its own
+    Flag("huggingface-hub-cache", str, help="folder of the hub cache [env: HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE]"),
     _tei("payload-limit", _number(1), 2_000_000, "bytes of an HTTP request body"),
     _tei("api-key", _secret, help="required as `Authorization: Bearer KEY`"),
     _tei("json-output", _boolean, False, "log one JSON object per line", switch=True),

@@ -1,4 +1,4 @@
-"""The gRPC listener: `tei.v1` and `grpc.health.v1`."""
+"""The gRPC listener: `tei.v1`, `grpc.health.v1` and reflection."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tei_engine.errors import StartError
 from tei_engine.models.kinds import Kind
+from tei_engine.server.grpc_schema import add_reflection
 from tei_engine.server.grpc_services import servicers
 from tei_engine.server.service import Service
+from tei_manager.grpc.proto.tei.v1 import tei_pb2
 
 _PARALLEL = 1024
 _KINDS = {
@@ -37,6 +39,7 @@ async def start(service: Service, address: str, parallel: int = _PARALLEL) -> Gr
     for register, servicer in servicers(service, parallel):
         register(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    add_reflection(server, tei_pb2, health_pb2)
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:

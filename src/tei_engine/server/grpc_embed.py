@@ -7,7 +7,7 @@ from functools import partial
 
 from tei_engine.graph.outputs import Output
 from tei_engine.server.asking import Answer, Manner, Options
-from tei_engine.server.grpc_guard import Context, Guard, cost, deadline, is_left, metadata
+from tei_engine.server.grpc_guard import Context, Guard, cost, deadline, metadata
 from tei_manager.grpc.proto.tei.v1 import tei_pb2, tei_pb2_grpc
 
 _LARGE_ANSWERS = 64  # token vectors: up to a megabyte each, all held while the caller does not read
@@ -72,17 +72,18 @@ class Embed(Guard, tei_pb2_grpc.EmbedServicer):
     async def _embed(self, request: tei_pb2.EmbedRequest, manner: Manner) -> tei_pb2.EmbedResponse:
         options = Options(
             truncate=request.truncate,
-            left=is_left(request.truncation_direction),
+            left=self._is_left(request.truncation_direction),
             prompt_name=_prompt_name(request),
             normalize=request.normalize if request.HasField("normalize") else True,
             dimensions=request.dimensions if request.HasField("dimensions") else None,
         )
         answer = await self._service.embed([request.inputs], options, manner)
-        return tei_pb2.EmbedResponse(embeddings=answer.rows[0], metadata=metadata(answer.timings))
+        # lists, because messages take numbers out of arrays five times slower
+        return tei_pb2.EmbedResponse(embeddings=answer.rows[0].tolist(), metadata=metadata(answer.timings))
 
     async def _embed_all(self, request: tei_pb2.EmbedAllRequest, manner: Manner) -> tei_pb2.EmbedAllResponse:
         answer = await self._texts(request, manner, Output.TOKENS)
-        rows = [tei_pb2.TokenEmbedding(embeddings=row) for row in answer.tokens[0]]
+        rows = [tei_pb2.TokenEmbedding(embeddings=row) for row in answer.tokens[0].tolist()]
         return tei_pb2.EmbedAllResponse(token_embeddings=rows, metadata=metadata(answer.timings))
 
     async def _embed_sparse(
@@ -101,7 +102,7 @@ class Embed(Guard, tei_pb2_grpc.EmbedServicer):
     ) -> Answer:
         options = Options(
             truncate=request.truncate,
-            left=is_left(request.truncation_direction),
+            left=self._is_left(request.truncation_direction),
             prompt_name=_prompt_name(request),
         )
         return await self._service.embed([request.inputs], options, manner, want)

@@ -12,7 +12,7 @@ from tei_engine import errors
 from tei_engine.models.kinds import Kind
 from tei_engine.server import asking, splitting
 from tei_engine.server.asking import Manner, Options, Texts, Timings
-from tei_engine.server.grpc_guard import Context, Guard, cost, deadline, is_left, metadata
+from tei_engine.server.grpc_guard import Context, Guard, cost, deadline, metadata
 from tei_engine.server.grpc_streams import in_order
 from tei_manager.grpc.proto.tei.v1 import tei_pb2, tei_pb2_grpc
 
@@ -67,7 +67,7 @@ class Predict(Guard, tei_pb2_grpc.PredictServicer):
     async def _labels(
         self, texts: Texts, request: tei_pb2.PredictRequest | tei_pb2.PredictPairRequest, manner: Manner
     ) -> tei_pb2.PredictResponse:
-        options = Options(truncate=request.truncate, left=is_left(request.truncation_direction))
+        options = Options(truncate=request.truncate, left=self._is_left(request.truncation_direction))
         [row], timings = await self._service.predict([texts], options, manner, raw=request.raw_scores)
         return tei_pb2.PredictResponse(
             predictions=[tei_pb2.Prediction(score=one.score, label=one.label) for one in row],
@@ -83,7 +83,7 @@ class Rerank(Guard, tei_pb2_grpc.RerankServicer):
 
         async def work() -> tei_pb2.RerankResponse:
             self._check_kind()
-            options = Options(truncate=request.truncate, left=is_left(request.truncation_direction))
+            options = Options(truncate=request.truncate, left=self._is_left(request.truncation_direction))
             manner = Manner(batch=True, wait=True, deadline=deadline(context))
             ranks, timings = await self._service.rerank(
                 request.query, request.texts, options, manner, raw=request.raw_scores
@@ -127,7 +127,7 @@ class Rerank(Guard, tei_pb2_grpc.RerankServicer):
         costs: list[Timings] = []
 
         async def one(request: tei_pb2.RerankStreamRequest) -> tuple[float, Timings]:
-            options = Options(truncate=request.truncate, left=is_left(request.truncation_direction))
+            options = Options(truncate=request.truncate, left=self._is_left(request.truncation_direction))
             [rank], timings = await self._service.rerank(
                 request.query, [request.text], options, Manner(wait=True, deadline=until), raw=raw
             )

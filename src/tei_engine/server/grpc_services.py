@@ -90,7 +90,7 @@ class _Tokenize(Guard, tei_pb2_grpc.TokenizeServicer):
 
     async def _decode(self, request: tei_pb2.DecodeRequest) -> tei_pb2.DecodeResponse:
         [text] = await self._service.decode(
-            [list(request.ids)], batch=False, skip_special_tokens=request.skip_special_tokens
+            [request.ids], batch=False, skip_special_tokens=request.skip_special_tokens
         )
         return tei_pb2.DecodeResponse(text=text)
 

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from tei_engine import errors
+from tei_engine.server import tracing
 from tei_engine.server.http_compatible import CompatibleRoutes
 from tei_engine.server.http_native import NativeRoutes
 from tei_engine.server.http_operations import Operations
 from tei_engine.server.http_reply import PROMETHEUS, TEXT, Call, Handler, Headers, Reply, error_reply
 from tei_engine.server.http_requests import BodyError
-from tei_engine.server.service import Phase, Service, internal_error
+from tei_engine.server.service import Phase, Service
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class HttpApp:
             return
         began = time.perf_counter()
         method, path, headers = scope["method"], scope["path"], dict(scope["headers"])
+        tracing.follow(headers.get(b"traceparent"))
         watch: asyncio.Task[None] | None = None
         try:
             handler = self._admit(method, path, headers)
@@ -81,9 +83,10 @@ class HttpApp:
                 self._service.count_refused("validation")
             return Reply(error.status, error.message.encode(), [TEXT])
         except errors.RequestError as error:
+            errors.let_go(error)
             return error_reply(error, call.path)
         except Exception as error:  # a fault of ours costs one answer, not the process
-            return error_reply(internal_error(error), call.path)
+            return error_reply(errors.internal(error), call.path)
 
     def _admit(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Handler:
         """The handler of a route that may be entered now; anything else is refused."""
@@ -116,7 +119,8 @@ class HttpApp:
 
     async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         limit = self._settings.payload_limit
-        too_long = Reply(413, b"Failed to buffer the request body: length limit exceeded", [TEXT, _CLOSE])
+        # not closed: a client that is still sending would see a reset instead of this answer
+        too_long = Reply(413, b"Failed to buffer the request body: length limit exceeded", [TEXT])
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             raise _Refused(too_long)

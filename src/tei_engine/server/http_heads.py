@@ -11,6 +11,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_LIMIT = 64 * 1024
 """Bytes of a request line and its headers; of the trailers after a chunked body too."""
 
+REFUSED_LIMIT = 64 * 1024 * 1024
+"""Bytes of a body that are read after its request was refused, so that the client comes to read the answer."""
+
 PERIOD = 30.0
 """Seconds between two looks at a connection."""
 
@@ -21,7 +24,7 @@ _OFFER = re.compile(rb"(?i)\r\nupgrade:")
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol, hanging up on heads without end and on clients that only trickle.
+    """uvicorn's protocol, hanging up on heads and refused bodies without end, and on clients that only trickle.
 
     A connection that waits for its next request is not looked at here: it has its keep-alive time.
     """
@@ -31,6 +34,7 @@ class BoundedHeads(HttpToolsProtocol):
         self._is_owed = True  # the client has the word: its first request, or the rest of one
         self._is_fresh = True  # only since the last look
         self._since_body = 0
+        self._thrown_away = 0
         self._since_look = 0
         self._look_timer: asyncio.TimerHandle | None = None
 
@@ -58,12 +62,16 @@ class BoundedHeads(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The parser has seen the first byte of a request."""
         self._is_owed = self._is_fresh = True
-        self._since_body = 0
+        self._since_body = self._thrown_away = 0
         super().on_message_begin()
 
     def on_body(self, body: bytes) -> None:
         """The parser has seen a piece of the body."""
         self._since_body = 0
+        if self.cycle.response_complete:  # it was refused, and what is left of it is thrown away
+            self._thrown_away += len(body)
+            if self._thrown_away > REFUSED_LIMIT:
+                self.transport.abort()
         super().on_body(body)
 
     def on_message_complete(self) -> None:

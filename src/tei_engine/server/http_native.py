@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tei_engine import errors
 from tei_engine.batching.jobs import Sparse
+from tei_engine.graph.arrays import FloatArray
 from tei_engine.graph.outputs import Output
 from tei_engine.models.kinds import Kind
-from tei_engine.server import http_requests
-from tei_engine.server.asking import Manner, Prediction
+from tei_engine.server import http_requests, splitting
+from tei_engine.server.asking import Manner, Prediction, Timings
 from tei_engine.server.http_reply import Call, Handler, Reply, cost, json_reply
 from tei_engine.server.service import Service
+
+Shown = tuple[Any, Timings]
+"""What is written as JSON, and what it cost to compute."""
 
 
 class NativeRoutes:
@@ -31,6 +36,7 @@ class NativeRoutes:
             "/predict": self._predict,
             "/rerank": self._rerank,
             "/similarity": self._similarity,
+            "/vertex": self._vertex,
             "/tokenize": self._tokenize,
             "/decode": self._decode,
         }
@@ -49,19 +55,49 @@ class NativeRoutes:
         }
         return await fitting[kind](call)
 
+    async def _vertex(self, call: Call) -> Reply:
+        """Many bodies in one, of the route that fits the model; each of them is counted as a request."""
+        instances = http_requests.read_instances(http_requests.read_object(call.body))
+        try:
+            self._service.check_batch(len(instances))
+        except errors.RequestError as error:
+            self._service.count_refused(error.label)
+            raise
+        answers = await splitting.all_of(map(self._instance, range(len(instances)), instances))
+        return json_reply({"predictions": answers})
+
+    async def _instance(self, row: int, body: Any) -> Any:
+        compute = {
+            Kind.EMBEDDING: self._vectors,
+            Kind.SPLADE: self._sparse_vectors,
+            Kind.CLASSIFIER: self._predictions,
+            Kind.RERANKER: self._ranks,
+        }[self._service.kind]
+        try:
+            shown, _ = await compute(http_requests.as_object(body))
+        except http_requests.BodyError as error:
+            self._service.count_refused("validation")
+            raise errors.invalid(error.message).at_row(row) from None
+        except errors.RequestError as error:
+            raise error.at_row(row) from None
+        return shown
+
     async def _embed(self, call: Call) -> Reply:
-        body = http_requests.read_object(call.body)
+        rows, timings = await self._vectors(http_requests.read_object(call.body))
+        if not _prefers_binary(call.headers.get(b"accept", b"")):
+            return json_reply(rows, timings)
+        count, size = rows.shape
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (b"x-embedding-shape", f"{count},{size}".encode()),
+            (b"x-embedding-dtype", b"f32"),
+        ]
+        return Reply(200, rows.astype("<f4", copy=False).tobytes(), headers + cost(timings))
+
+    async def _vectors(self, body: Mapping[str, Any]) -> tuple[FloatArray, Timings]:
         inputs, batch = http_requests.read_inputs(body, "inputs")
         answer = await self._service.embed(inputs, http_requests.read_options(body), Manner(batch=batch))
-        if _prefers_binary(call.headers.get(b"accept", b"")):
-            rows, size = answer.rows.shape
-            headers = [
-                (b"content-type", b"application/octet-stream"),
-                (b"x-embedding-shape", f"{rows},{size}".encode()),
-                (b"x-embedding-dtype", b"f32"),
-            ]
-            return Reply(200, answer.rows.astype("<f4", copy=False).tobytes(), headers + cost(answer.timings))
-        return json_reply(answer.rows, answer.timings)
+        return answer.rows, answer.timings
 
     async def _embed_all(self, call: Call) -> Reply:
         body = http_requests.read_object(call.body)
@@ -71,23 +107,29 @@ class NativeRoutes:
         return json_reply(list(answer.tokens), answer.timings)
 
     async def _embed_sparse(self, call: Call) -> Reply:
-        body = http_requests.read_object(call.body)
+        return json_reply(*await self._sparse_vectors(http_requests.read_object(call.body)))
+
+    async def _sparse_vectors(self, body: Mapping[str, Any]) -> Shown:
         inputs, batch = http_requests.read_inputs(body, "inputs")
         options = http_requests.read_text_options(body)
         answer = await self._service.embed(inputs, options, Manner(batch=batch), Output.SPARSE)
-        return json_reply([_words(vector) for vector in answer.sparse], answer.timings)
+        return [_words(vector) for vector in answer.sparse], answer.timings
 
     async def _predict(self, call: Call) -> Reply:
-        body = http_requests.read_object(call.body)
+        return json_reply(*await self._predictions(http_requests.read_object(call.body)))
+
+    async def _predictions(self, body: Mapping[str, Any]) -> Shown:
         inputs, batch = http_requests.read_predict_inputs(body)
         raw = http_requests.read_flag(body, "raw_scores", default=False)
         options = http_requests.read_truncation(body)
         rows, timings = await self._service.predict(inputs, options, Manner(batch=batch), raw=raw)
         shown = [_labels(row) for row in rows]
-        return json_reply(shown if batch else shown[0], timings)
+        return shown if batch else shown[0], timings
 
     async def _rerank(self, call: Call) -> Reply:
-        body = http_requests.read_object(call.body)
+        return json_reply(*await self._ranks(http_requests.read_object(call.body)))
+
+    async def _ranks(self, body: Mapping[str, Any]) -> Shown:
         query = http_requests.read_text(body, "query")
         texts = http_requests.read_list_of_texts(body, "texts")
         raw = http_requests.read_flag(body, "raw_scores", default=False)
@@ -100,7 +142,7 @@ class NativeRoutes:
             if with_text:
                 one["text"] = texts[rank.index]
             shown.append(one | {"score": http_requests.f32(rank.score)})
-        return json_reply(shown, timings)
+        return shown, timings
 
     async def _similarity(self, call: Call) -> Reply:
         body = http_requests.read_object(call.body)

@@ -16,9 +16,11 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
+HTML = (b"content-type", b"text/html; charset=utf-8")
 PROMETHEUS = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 
-_OPENAI_PREFIXES = ("/v1/", "/v2/", "/embeddings")
+OPENAI_PREFIXES = ("/v1/", "/v2/", "/embeddings")
+"""Paths whose errors have OpenAI's shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def cost(timings: Timings) -> Headers:
 def error_reply(error: RequestError, path: str) -> Reply:
     """The error in the shape of the route that `path` names."""
     status = error_table.HTTP_STATUS[error.kind]
-    is_openai = path.startswith(_OPENAI_PREFIXES)
+    is_openai = path.startswith(OPENAI_PREFIXES)
     body = error_table.openai_body(error) if is_openai else error_table.native_body(error)
     headers = [JSON]
     if status in error_table.RETRY_AFTER:

@@ -38,6 +38,11 @@ def read_object(body: bytes) -> Mapping[str, Any]:
     # the depth can only be beyond the limit with that many brackets; strings may hold some too, hence the walk
     if body.count(b"[") + body.count(b"{") > _DEPTH and _depth_exceeds(value):
         raise BodyError(400, "Failed to parse the request body as JSON: recursion limit exceeded")
+    return as_object(value)
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
+    """`value`, if it is a JSON object. Raises BodyError."""
     if not isinstance(value, dict):
         raise shape_error("expected an object")
     return value
@@ -248,7 +253,7 @@ class Documents:
 
     query: str
     texts: list[str]
-    top_n: int | None
+    top_n: int
     return_documents: bool
 
 
@@ -260,10 +265,18 @@ def read_documents(body: Mapping[str, Any]) -> Documents:
     if not isinstance(given, list):
         raise shape_error(_DOCUMENTS)
     texts = [_document(item) for item in given]
-    top_n = body.get("top_n")
-    if top_n is not None and (not _is_uint(top_n) or top_n < 1):
+    top_n = body.get("top_n", len(texts) or 1)
+    if not _is_uint(top_n) or top_n < 1:
         raise shape_error("top_n: invalid value: expected a positive integer")
     return Documents(query, texts, top_n, read_flag(body, "return_documents", default=False))
+
+
+def read_instances(body: Mapping[str, Any]) -> list[Any]:
+    """`/vertex`: bodies of other routes, not looked at yet."""
+    instances = body.get("instances")
+    if not isinstance(instances, list):
+        raise shape_error("instances: expected a list")
+    return instances
 
 
 def f32(value: float) -> np.float32:

@@ -55,7 +55,12 @@ def load(settings: Settings) -> LoadedFiles:
         sources=settings.model_sources,
         revision=settings.revision,
         hub_options=HubOptions(
-            cache=settings.huggingface_hub_cache, token=settings.hf_token, offline=settings.offline
+            cache=settings.huggingface_hub_cache,
+            token=settings.hf_token,
+            offline=settings.offline,
+            onnx_file=settings.onnx_file,
+            int8=settings.quantize == "int8",
+            dense_path=settings.dense_path,
         ),
     )
     pooling = _POOLINGS[settings.pooling] if settings.pooling else None
@@ -64,7 +69,6 @@ def load(settings: Settings) -> LoadedFiles:
         _log.warning("%s", warning)
     configuration = _limit(configuration, settings)
     _check_prompt(settings, configuration)
-    _log.info("Maximum number of tokens per request: %d", configuration.max_input_length)
     _log.info("Starting model backend")
     _log.info("Starting %s model on Cpu", configuration.model_type)
     threads = Threads(settings.compute_workers, settings.intra_op_threads)
@@ -72,6 +76,10 @@ def load(settings: Settings) -> LoadedFiles:
         reading = pool.submit(Tokenizer, found.folder)
         model = Model(found.folder, configuration, threads, _choice(settings))
         tokenizer = reading.result()
+    if model.max_input_length < configuration.max_input_length:
+        _log.warning("inputs are limited to the %d tokens that %s takes", model.max_input_length, model.file)
+        configuration = replace(configuration, max_input_length=model.max_input_length)
+    _log.info("Maximum number of tokens per request: %d", configuration.max_input_length)
     _log.info("Warming up model")
     model.warm_up(min(settings.run_tokens, settings.max_batch_tokens), configuration.max_input_length)
     _log.info(

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 import orjson
 
+from tei_engine.server import tracing
+
 _LEVELS = {
     "error": logging.ERROR,
     "warn": logging.WARNING,
@@ -53,7 +55,7 @@ class Lines(logging.Handler):
 
     @staticmethod
     def _line(record: logging.LogRecord) -> bytes:
-        shown = {
+        shown: dict[str, str | int] = {
             "timestamp": _timestamp(record),
             "level": _NAMES.get(record.levelno, record.levelname),
             "message": _message(record),
@@ -61,13 +63,17 @@ class Lines(logging.Handler):
             "filename": "/".join(record.pathname.rsplit("/", 3)[1:]),
             "line_number": record.lineno,
         }
+        if trace := tracing.trace_id():
+            shown["trace_id"] = trace
         return orjson.dumps(shown)
 
     @staticmethod
     def _plain(record: logging.LogRecord) -> bytes:
         level = _NAMES.get(record.levelno, record.levelname)
         target = record.name.replace(".", "::")
-        return f"{_timestamp(record)} {level:>5} {target}: {_message(record)}".encode(errors="replace")
+        trace = tracing.trace_id()
+        shown = f" trace_id={trace}" if trace else ""
+        return f"{_timestamp(record)} {level:>5} {target}:{shown} {_message(record)}".encode(errors="replace")
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tei_engine.graph.outputs import Output
 
 if TYPE_CHECKING:
     from tei_engine.batching.compute import Outcome
-    from tei_engine.batching.jobs import Entry
+    from tei_engine.batching.jobs import Entry, Job
 
 _DURATIONS = tuple(1e-5 * 1.5**k for k in range(1, 36))
 _FAILURES = (
@@ -111,6 +112,7 @@ class Metrics:
         self._run_seconds = Histogram(_DURATIONS)
         self._lane_wait = {lane: Histogram(_DURATIONS, f'lane="{lane}"') for lane in ("priority", "bulk")}
         self._gauges: dict[str, tuple[str, Gauge]] = {}
+        self._is_paused = False
 
     def gauge(
         self, name: str, text: str, read: Callable[[], float], labels: Mapping[str, str] | None = None
@@ -124,21 +126,34 @@ class Metrics:
         bounds = [2.0**k for k in range(longest.bit_length()) if 2**k <= longest]
         self._input_length = Histogram(bounds)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing of what the pipeline does within the block."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
+    def saw_job(self, job: Job) -> None:
+        """Count the inputs of one job."""
+        if not self._is_paused:
+            (self._predicts if job.ask.want is Output.LOGITS else self._embeds).add(amount=len(job.entries))
+
     def saw_run(self, outcome: Outcome) -> None:
         """Count one run."""
-        if not outcome.real:
+        if self._is_paused or not outcome.real:
             return
         self._run_size.observe(outcome.computed)
         self._run_tokens.observe(outcome.real)
         self._padding.observe(outcome.padded / outcome.real)
         self._run_seconds.observe(outcome.seconds)
 
-    def saw_entry(self, entry: Entry, succeeded: bool) -> None:
+    def saw_entry(self, entry: Entry) -> None:
         """Count one input that is done."""
-        is_score = entry.job.ask.want is Output.LOGITS
-        (self._predicts if is_score else self._embeds).add()
-        if not succeeded:
+        if self._is_paused:
             return
+        is_score = entry.job.ask.want is Output.LOGITS
         (self._predict_successes if is_score else self._embed_successes).add()
         family = self._predict if is_score else self._embed
         self._observe(family, entry.tokenization, entry.queue, entry.inference)

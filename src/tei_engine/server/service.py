@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +28,6 @@ from tei_engine.tokenization.tokenizer import Piece, Token
 if TYPE_CHECKING:  # these import onnx and onnxruntime, and the listener must answer before they are there
     from tei_engine.batching.pipeline import Pipeline
     from tei_engine.models.configuration import Configuration
-
-_log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 Made = TypeVar("Made", contravariant=True)
@@ -83,7 +79,8 @@ class Service:
         pipeline = self.loaded.pipeline
         piece = Piece(text="warm up", truncate=True)
         try:
-            await pipeline.run(Ask((piece,), want=pipeline.model.outputs[0]))
+            with self.metrics.paused():
+                await pipeline.run(Ask((piece,), want=pipeline.model.outputs[0]))
         except errors.RequestError as error:
             raise errors.StartError("the model failed its first request", error.message) from error
 
@@ -160,7 +157,7 @@ class Service:
 
         Raises RequestError; in a batch it carries the row of the first failing input.
         """
-        with self._counted(manner):
+        with self._counted(manner) as began:
             loaded = self.loaded
             model = loaded.pipeline.model
             asking.check_kind(want, model.kind, model.outputs, normalize=options.normalize)
@@ -173,11 +170,10 @@ class Service:
                 dimensions=options.dimensions,
                 deadline=manner.deadline,
             )
-            answer = await self._compute(ask, manner, characters=sum(map(len, inputs)))
+            answer = await self._compute(ask, manner, began, characters=sum(map(len, inputs)))
             if not is_whole:
                 return answer
-            rows = _dense(answer.sparse, model.dimension)[:, : options.dimensions]
-            return Answer(rows, (), (), answer.timings)
+            return Answer(_dense(answer.sparse, ask.dimensions or model.dimension), (), (), answer.timings)
 
     async def predict(
         self, inputs: Sequence[Texts], options: Options, manner: Manner, *, raw: bool
@@ -206,7 +202,12 @@ class Service:
         if not sentences:
             with self._counted(manner):
                 raise errors.empty("`inputs.sentences` cannot be empty")
-        answer = await self.embed([source, *sentences], options, manner)
+        try:
+            answer = await self.embed([source, *sentences], options, manner)
+        except errors.RequestError as error:
+            if error.row is not None:  # the array that the caller gave begins behind the source
+                error.row = error.row - 1 if error.row else None
+            raise
         wide = answer.rows.astype(np.float64)  # sums of squares of float32 lose digits that a cosine shows
         cosines: FloatArray = (wide[1:] @ wide[0]).astype(np.float32)
         return cosines, answer.timings
@@ -218,7 +219,7 @@ class Service:
         loaded = self.loaded
         if not inputs:
             raise errors.empty("`inputs` cannot be empty")
-        self._check_batch(len(inputs))
+        self.check_batch(len(inputs))
         prompt = self._prompt(prompt_name) or ""
         longest = loaded.configuration.max_input_length
         tokens = loaded.pipeline.tokenizer.tokens
@@ -233,30 +234,33 @@ class Service:
     ) -> list[str]:
         """The text of each list of ids. Raises RequestError; in a batch it carries the row."""
         loaded = self.loaded
-        self._check_batch(len(inputs))
-        one = partial(loaded.pipeline.tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        self.check_batch(len(inputs))
+        one = partial(
+            loaded.pipeline.tokenizer.decode,
+            skip_special_tokens=skip_special_tokens,
+            max_length=loaded.configuration.max_input_length,
+        )
         return await _by_row(loaded.pipeline, inputs, one, empty=errors.EMPTY_IDS, batch=batch)
 
     async def _score(
         self, inputs: Sequence[Texts], options: Options, manner: Manner, *, is_ranking: bool = False
     ) -> Answer:
         """Logits of texts and pairs."""
-        with self._counted(manner):
+        with self._counted(manner) as began:
             loaded = self.loaded
             model = loaded.pipeline.model
             if is_ranking:
-                asking.check_reranker(model.kind)
                 if not inputs:
                     raise errors.empty("`texts` cannot be empty")
+                asking.check_reranker(model.kind)
             asking.check_kind(Output.LOGITS, model.kind, model.outputs, normalize=False)
             pieces = self._pieces(inputs, options, asking.scored_piece, manner)
             ask = Ask(pieces, want=Output.LOGITS, deadline=manner.deadline)
             characters = sum(len(text) for texts in inputs for text in texts)
-            return await self._compute(ask, manner, characters=characters)
+            return await self._compute(ask, manner, began, characters=characters)
 
-    async def _compute(self, ask: Ask, manner: Manner, *, characters: int) -> Answer:
+    async def _compute(self, ask: Ask, manner: Manner, began: float, *, characters: int) -> Answer:
         """Run `ask` under permits, in parts if it is larger than a client batch may be."""
-        began = time.perf_counter()
         pipeline, most = self.loaded.pipeline, self.settings.max_client_batch_size
         try:
             if len(ask.pieces) <= most:
@@ -268,6 +272,8 @@ class Service:
                 error.row = None
             raise
         timings = _timings(jobs, characters, time.perf_counter() - began)
+        for job in jobs:
+            job.entries.clear()  # they hold the job, and the job them and the texts: see `errors.let_go`
         self.metrics.saw_request(timings.total, timings.tokenization, timings.queue, timings.inference)
         return Answer(
             rows=jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs]),
@@ -276,7 +282,8 @@ class Service:
             timings=timings,
         )
 
-    def _check_batch(self, size: int) -> None:
+    def check_batch(self, size: int) -> None:
+        """Raise RequestError Validation if a request may not have as many as `size` inputs."""
         most = splitting.LARGEST if self.settings.auto_split else self.settings.max_client_batch_size
         if size > most:
             raise errors.invalid(f"batch size {size} > maximum allowed batch size {most}", label="batch_size")
@@ -285,7 +292,7 @@ class Service:
         self, inputs: Sequence[Value], options: Options, make: PieceMaker[Value], manner: Manner
     ) -> tuple[Piece, ...]:
         """Check the number of inputs and each of them."""
-        self._check_batch(len(inputs))
+        self.check_batch(len(inputs))
         prompt = self._prompt(options.prompt_name)
         truncate = self.settings.auto_truncate if options.truncate is None else options.truncate
         pieces = []
@@ -304,12 +311,12 @@ class Service:
         return asking.find_prompt(name, self.loaded.configuration.prompts)
 
     @contextmanager
-    def _counted(self, manner: Manner) -> Iterator[None]:
-        """Count one request: it succeeds or fails exactly once, whatever happens."""
+    def _counted(self, manner: Manner) -> Iterator[float]:
+        """Count one request: it succeeds or fails exactly once, whatever happens. Gives the time it began."""
         method = "batch" if manner.batch else "single"
         self.metrics.requests.add(method)
         try:
-            yield
+            yield time.perf_counter()
         except errors.RequestError as error:
             self.metrics.failures.add(error.label)
             raise
@@ -318,7 +325,7 @@ class Service:
             raise
         except Exception as error:
             self.metrics.failures.add("inference")
-            raise internal_error(error) from error
+            raise errors.internal(error) from error
         else:
             self.metrics.successes.add(method)
 
@@ -341,18 +348,12 @@ async def _by_row(
     return answers
 
 
-def internal_error(error: Exception) -> errors.RequestError:
-    """What the caller learns of a fault of ours: a number, under which the log has the traceback."""
-    number = uuid.uuid4().hex[:12]
-    _log.error("internal error %s", number, exc_info=error)
-    return errors.RequestError(errors.ErrorKind.BACKEND, f"internal error {number}", label="inference")
-
-
 def _dense(vectors: Sequence[Sparse], size: int) -> FloatArray:
-    """Sparse vectors with their zeros, [n, size]."""
+    """Sparse vectors with their zeros, cut to `size`: [n, size]."""
     rows = np.zeros((len(vectors), size), dtype=np.float32)
     for row, (indices, values) in enumerate(vectors):
-        rows[row, indices] = values
+        kept = np.searchsorted(indices, size)
+        rows[row, indices[:kept]] = values[:kept]
     return rows
 
 

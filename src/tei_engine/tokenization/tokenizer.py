@@ -17,7 +17,7 @@ from tei_engine import errors
 from tei_engine.tokenization import pairs
 
 CHARACTERS_PER_TOKEN = 250
-"""TEI's bound on the length of a text: this many characters per token of the model's limit."""
+"""TEI's bound on the length of a text: so many characters per token of the model's limit; of ids to decode too."""
 
 Text = str | tuple[str, str]
 """One text, or two that the model is to compare."""
@@ -104,10 +104,10 @@ class Tokenizer:
                 if piece.ids is not None and piece.prompt is None:
                     answers[row] = Encoded(_checked_ids(piece, piece.ids, max_length, vocab_size))
                 else:
-                    texts.append(self._bounded(self._text(piece, vocab_size), piece, max_length))
+                    texts.append(self._bounded(self._text(piece, max_length, vocab_size), piece, max_length))
                     rows.append(row)
             except errors.RequestError as error:
-                answers[row] = error
+                answers[row] = errors.let_go(error)
         for row, encoded in zip(rows, self._encode_texts(texts), strict=True):
             answers[row] = encoded if isinstance(encoded, errors.RequestError) else _typed(encoded, pieces[row])
         for row, text in zip(rows, texts, strict=True):
@@ -135,17 +135,25 @@ class Tokenizer:
             shown.append(Token(number, literal, number in self._specials, first, last))
         return shown
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The text of `ids`. Raises RequestError if the library cannot decode them."""
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool, max_length: int) -> str:
+        """The text of `ids`. Raises RequestError if they are too many, or the library cannot decode them."""
+        limit = CHARACTERS_PER_TOKEN * max_length
+        if len(ids) > limit:
+            raise errors.invalid_input(f"`input_ids` must have less than {limit} ids. Given: {len(ids)}")
+        # a batch of one: the library's `decode` keeps every other thread of the process from running
         with _guard():
-            return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+            [text] = self._inner.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
+            return str(text)
 
-    def _text(self, piece: Piece, vocab_size: int) -> Text:
+    def _text(self, piece: Piece, max_length: int, vocab_size: int) -> Text:
         if piece.pair is not None:
             return piece.text or "", piece.pair
         if piece.ids is not None:
             _check_range(piece.ids, vocab_size)
-            return (piece.prompt or "") + self.decode(piece.ids, skip_special_tokens=True)
+            kept = piece.ids
+            if piece.truncate:
+                kept = kept[_kept(CHARACTERS_PER_TOKEN * max_length, left=piece.left)]
+            return (piece.prompt or "") + self.decode(kept, skip_special_tokens=True, max_length=max_length)
         return piece.text or ""
 
     @staticmethod
@@ -156,7 +164,7 @@ class Tokenizer:
             return text
         if not piece.truncate:
             _check_characters(length, max_length)
-        kept = slice(-limit, None) if piece.left else slice(limit)
+        kept = _kept(limit, left=piece.left)
         return text[kept] if isinstance(text, str) else (text[0][kept], text[1][kept])
 
     def _encode_texts(self, texts: list[Text]) -> Iterable[tokenizers.Encoding | errors.RequestError]:
@@ -172,13 +180,14 @@ class Tokenizer:
                 try:
                     answers.append(self._guarded(text, True))
                 except errors.RequestError as error:
-                    answers.append(error)
+                    answers.append(errors.let_go(error))
             return answers
 
     def _guarded(self, text: Text, add_special_tokens: bool) -> tokenizers.Encoding:
-        first, second = (text, None) if isinstance(text, str) else text
+        # a batch of one: the library's `encode` keeps every other thread of the process from running
         with _guard():
-            return self._inner.encode(first, second, add_special_tokens=add_special_tokens)
+            [encoded] = self._inner.encode_batch([text], add_special_tokens=add_special_tokens)
+            return encoded
 
     def _cut(self, text: Text, piece: Piece, max_length: int, length: int) -> Encoded | errors.RequestError:
         """The ids of an over-long text: its own tokens are cut, then the special ones put around them."""
@@ -188,11 +197,11 @@ class Tokenizer:
             if not isinstance(text, str):
                 return self._cut_pair(text, piece, max_length)
             with _guard():
-                encoding = self._inner.encode(text, add_special_tokens=False)
+                [encoding] = self._inner.encode_batch_fast([text], add_special_tokens=False)
                 encoding.truncate(max(0, max_length - self._added), direction="left" if piece.left else "right")
                 return _typed(self._inner.post_process(encoding), piece)
         except errors.RequestError as error:
-            return error
+            return errors.let_go(error)
 
     def _cut_pair(self, texts: tuple[str, str], piece: Piece, max_length: int) -> Encoded:
         if self._frame is None:
@@ -213,6 +222,10 @@ def _typed(encoding: tokenizers.Encoding, piece: Piece) -> Encoded:
 def too_many_tokens(given: int, max_length: int) -> errors.RequestError:
     """TEI's sentence; the limit itself is allowed in spite of its "less than"."""
     return errors.invalid_input(f"`inputs` must have less than {max_length} tokens. Given: {given}")
+
+
+def _kept(limit: int, *, left: bool) -> slice:
+    return slice(-limit, None) if left else slice(limit)
 
 
 def _check_characters(given: int, max_length: int) -> None:

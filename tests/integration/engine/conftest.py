@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures.hub_server import StandInHub
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ENGINE = Path(sys.executable).parent / "tei-engine"
@@ -150,6 +151,13 @@ def launch() -> Iterator[Callable[..., EngineProcess]]:
 @pytest.fixture(scope="session")
 def tiny_folder() -> Callable[[str], Path]:
     return lambda name: FIXTURES / "tiny_models" / name
+
+
+@pytest.fixture
+def hub(tiny_folder: Callable[[str], Path]) -> Iterator[StandInHub]:
+    """A hub that has the model acme/tiny, a sentence-transformers BERT."""
+    with StandInHub.of(tiny_folder("bert-mean")).serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,23 @@ IV = "Input validation error: "
             IV + "`inputs` must have less than 64 tokens. Given: 72",
         ),
         ({"inputs": "a", "dimensions": 0}, "INVALID_ARGUMENT", IV + "`dimensions` should be positive"),
+        (
+            {"inputs": "a", "dimensions": 33},
+            "INVALID_ARGUMENT",
+            IV + "`dimensions` should be smaller than the maximum embedding dimension.",
+        ),
+        (
+            {"inputs": "a" * 16_001},
+            "INVALID_ARGUMENT",
+            IV + "`inputs` must have less than 16000 characters. Given: 16001",
+        ),
+        (
+            {"inputs": "a", "prompt_name": "nope"},
+            "INVALID_ARGUMENT",
+            IV
+            + "`default-prompt-name` is set to `nope` but it was not found in the Sentence Transformers prompts. "
+            'Available prompts: ["query", "document"]',
+        ),
         ({"inputs": "a", "truncation_direction": 7}, "INVALID_ARGUMENT", IV + "unknown truncation direction 7"),
     ],
 )
@@ -114,6 +131,24 @@ def test_other_kinds_of_model(channel):
     assert failure(lambda: stub.PredictPair(pair, metadata=KEY, timeout=10)) == no_classes
     assert failure(lambda: list(stub.PredictStream(iter([single]), metadata=KEY, timeout=10))) == no_classes
     assert failure(lambda: stub.Predict(single, timeout=10))[0] == "UNAUTHENTICATED"
+
+
+def test_both_sides_are_cut_as_over_http(engine, channel):
+    text = " ".join(f"word{number}" for number in range(60))
+    key = {"authorization": "Bearer s3cret"}
+    for direction, number in (("right", 0), ("left", 1)):
+        answer = embed(channel, inputs=text, truncate=True, truncation_direction=number)
+        body = {"inputs": text, "truncate": True, "truncation_direction": direction}
+        assert list(answer.embeddings) == pytest.approx(engine.post("/embed", body, **key).json[0], abs=1e-6)
+    left = embed(channel, inputs=text, truncate=True, truncation_direction=1)
+    right = embed(channel, inputs=text, truncate=True)
+    assert list(left.embeddings) != pytest.approx(list(right.embeddings), abs=1e-3)
+
+
+def test_dimensions(channel):
+    answer = embed(channel, inputs="hello", dimensions=8)
+    assert len(answer.embeddings) == 8
+    assert sum(value * value for value in answer.embeddings) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_stream_longer_than_the_permits_waits_and_keeps_its_order(channel):
@@ -158,6 +193,11 @@ def test_embed_all_tokenize_and_decode(channel):
     assert not whole[0].HasField("start")
     text = tokens.Decode(tei_pb2.DecodeRequest(ids=[token.id for token in bare]), metadata=KEY, timeout=10).text
     assert text == "hello world"
+    ids = [token.id for token in whole]
+    full = tokens.Decode(tei_pb2.DecodeRequest(ids=ids), metadata=KEY, timeout=10).text
+    assert full == f"{whole[0].text} hello world {whole[-1].text}"
+    short = tei_pb2.DecodeRequest(ids=ids, skip_special_tokens=True)
+    assert tokens.Decode(short, metadata=KEY, timeout=10).text == "hello world"
     texts = ["hello", "world", "hello world"]
     encodes = iter([tei_pb2.EncodeRequest(inputs=text) for text in texts])
     streamed = list(tokens.TokenizeStream(encodes, metadata=KEY, timeout=10))

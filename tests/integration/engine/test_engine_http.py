@@ -1,11 +1,12 @@
-"""Routes, errors, headers and metrics of a real process, row by row of the protocol."""
+"""Routes of a real process and what they mean; errors, headers and metrics have files of their own."""
 
+import base64
 import contextlib
 import http.client
 import json
-import re
 import socket
 
+import numpy as np
 import pytest
 
 
@@ -17,195 +18,13 @@ def engine(launch, tiny_folder):
 
 
 @pytest.fixture(scope="module")
-def guarded(launch, tiny_folder):
-    process = launch(
-        *("--model-id", str(tiny_folder("bert-mean")), "--api-key", "s3cret", "--max-concurrent-requests", "2"),
-        *("--max-client-batch-size", "2", "--payload-limit", "1000", "--cors-allow-origin", "https://a.example"),
-    )
+def ranking(launch, tiny_folder):
+    process = launch("--model-id", str(tiny_folder("bert-reranker")), "--served-model-name", "ranks")
     process.wait_for("Ready")
     return process
 
 
-IV = "Input validation error: "
 LONG = "word " * 200
-
-NATIVE = [
-    ("empty text", {"inputs": ""}, 400, "Empty", IV + "`inputs` cannot be empty"),
-    ("empty list", {"inputs": []}, 400, "Empty", IV + "`inputs` cannot be empty"),
-    ("too many inputs", {"inputs": ["a"] * 5}, 422, "Validation", "batch size 5 > maximum allowed batch size 4"),
-    (
-        "too many tokens",
-        {"inputs": "a " * 70, "truncate": False},
-        422,
-        "Validation",
-        IV + "`inputs` must have less than 64 tokens. Given: 72",
-    ),
-    (
-        "too many characters",
-        {"inputs": "a" * 16001, "truncate": False},
-        422,
-        "Validation",
-        IV + "`inputs` must have less than 16000 characters. Given: 16001",
-    ),
-    ("dimensions 0", {"inputs": "a", "dimensions": 0}, 422, "Validation", IV + "`dimensions` should be positive"),
-    (
-        "dimensions above the model's",
-        {"inputs": "a", "dimensions": 33},
-        422,
-        "Validation",
-        IV + "`dimensions` should be smaller than the maximum embedding dimension.",
-    ),
-    (
-        "unknown prompt",
-        {"inputs": "a", "prompt_name": "nope"},
-        422,
-        "Validation",
-        IV + "`default-prompt-name` is set to `nope` but it was not found in the Sentence Transformers prompts. "
-        'Available prompts: ["query", "document"]',
-    ),
-    ("id beyond the vocabulary", {"inputs": [520]}, 422, "Validation", IV + "token id 520 is out of range"),
-    (
-        "ids beyond the limit",
-        {"inputs": [5] * 65, "truncate": False},
-        422,
-        "Validation",
-        IV + "`inputs` must have less than 64 tokens. Given: 65",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "kind", "message"), [row[1:] for row in NATIVE], ids=[row[0] for row in NATIVE]
-)
-def test_errors_of_native_and_openai_routes(engine, body, status, kind, message):
-    reply = engine.post("/embed", body)
-    assert (reply.status, reply.json) == (status, {"error": message, "error_type": kind})
-    if not set(body) & {"truncate", "prompt_name"}:
-        reply = engine.post("/v1/embeddings", {"input": body["inputs"], "dimensions": body.get("dimensions")})
-        assert (reply.status, reply.json) == (status, {"message": message, "code": status, "type": kind})
-
-
-def test_ranking_routes_of_others_are_refused_in_their_own_shape(engine):
-    for path in ("/v1/rerank", "/v2/rerank"):
-        reply = engine.post(path, {"query": "a", "documents": ["b"]})
-        message = "Backend error: model is not a re-ranker model"
-        assert (reply.status, reply.json) == (424, {"message": message, "code": 424, "type": "Backend"})
-
-
-def test_a_batch_names_the_first_failing_row(engine):
-    reply = engine.post("/embed", {"inputs": ["good", "a " * 70, "", "b " * 70], "truncate": False})
-    assert (reply.status, reply.json["error_type"], reply.json["row"]) == (400, "Empty", 2)
-    reply = engine.post("/embed", {"inputs": ["good", "a " * 70, "b " * 80], "truncate": False})
-    assert (reply.status, reply.json["row"]) == (422, 1)
-    assert reply.json["error"].endswith("Given: 72")
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/predict", "Model is not a classifier model"),
-        ("/rerank", "model is not a re-ranker model"),
-        ("/embed_sparse", "Model is not an embedding model with SPLADE pooling"),
-    ],
-)
-def test_routes_of_other_models(engine, path, message):
-    reply = engine.post(path, {"inputs": "a", "query": "a", "texts": ["b"]})
-    assert (reply.status, reply.json) == (424, {"error": f"Backend error: {message}", "error_type": "Backend"})
-
-
-SHAPES = [
-    {},
-    {"inputs": None},
-    {"inputs": 5},
-    {"inputs": ["a", 5]},
-    {"inputs": [True]},
-    {"inputs": [1.0]},
-    {"inputs": [-1]},
-    {"inputs": "a", "truncate": "yes"},
-    {"inputs": "a", "normalize": None},
-    {"inputs": "a", "dimensions": -1},
-    {"inputs": "a", "dimensions": 1.5},
-    {"inputs": "a", "truncation_direction": "up"},
-    {"inputs": "a", "truncation_direction": None},
-    {"inputs": "a", "prompt_name": 5},
-    ["a"],
-    "a",
-]
-
-
-@pytest.mark.parametrize("body", SHAPES, ids=json.dumps)
-def test_json_of_another_shape(engine, body):
-    reply = engine.post("/embed", body)
-    assert reply.status == 422
-    assert reply.headers["content-type"].startswith("text/plain")
-    assert reply.body.startswith(b"Failed to deserialize the JSON body into the target type: ")
-
-
-NOT_JSON = [
-    b"",
-    b"{",
-    b'{"inputs": "a"} x',
-    b'{"inputs": NaN}',
-    b'{"inputs": "\xff"}',
-    b'{"inputs": "\\ud800"}',
-    b'{"inputs": ' + b"[" * 200 + b"]" * 200 + b"}",
-]
-
-
-@pytest.mark.parametrize("body", NOT_JSON, ids=lambda body: repr(body[:24]))
-def test_bodies_that_are_not_json(engine, body):
-    reply = engine.post("/embed", body)
-    assert (reply.status, reply.body.startswith(b"Failed to parse the request body as JSON: ")) == (400, True)
-
-
-def test_framework_errors_come_in_their_order(guarded, engine):
-    key = {"authorization": "Bearer s3cret"}
-    plain = {"content-type": "text/plain"}
-    large = b"{" + b" " * 2000
-    assert guarded.request("POST", "/embed", large, plain).status == 401
-    assert guarded.request("POST", "/embed", large, plain | key).status == 415
-    reply = guarded.request("POST", "/embed", large, key)
-    assert (reply.status, reply.body) == (413, b"Failed to buffer the request body: length limit exceeded")
-    assert guarded.request("POST", "/embed", b"{", key).status == 400
-    assert guarded.request("POST", "/embed", b"{}", key).status == 422
-    assert (
-        engine.post("/embed", {"inputs": "a"}, content_type="application/vnd.x+json; charset=utf-8").status == 200
-    )
-
-
-def test_a_chunked_body_is_limited_too(guarded):
-    with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as connection:
-        connection.sendall(
-            b"POST /embed HTTP/1.1\r\nhost: x\r\nauthorization: Bearer s3cret\r\n"
-            b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
-        connection.sendall(b"400\r\n" + b" " * 0x400 + b"\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 413")
-
-
-def test_the_key_guards_all_but_health_and_metrics(guarded):
-    assert guarded.get("/health").status == 200
-    assert guarded.get("/metrics").status == 200
-    reply = guarded.get("/info")
-    assert (reply.status, reply.body) == (401, b"")
-    assert guarded.get("/info", authorization="Bearer wrong").status == 401
-    assert guarded.get("/info", authorization="Bearer s3cret").status == 200
-    assert not any("s3cret" in line["message"] for line in guarded.lines)
-
-
-def test_unknown_paths_and_methods(engine):
-    reply = engine.get("/nowhere")
-    assert (reply.status, reply.body) == (404, b"")
-    assert engine.get("/embed").status == 405
-    assert engine.request("DELETE", "/info").status == 405
-
-
-def test_cors(engine, guarded):
-    assert engine.get("/health", origin="https://b.example").headers["access-control-allow-origin"] == "*"
-    reply = guarded.get("/health", origin="https://a.example")
-    assert reply.headers["access-control-allow-origin"] == "https://a.example"
-    assert "access-control-allow-origin" not in guarded.get("/health", origin="https://b.example").headers
-    assert engine.request("OPTIONS", "/embed").status == 200
 
 
 def test_info(engine, tiny_folder):
@@ -246,16 +65,6 @@ def test_health_is_empty(engine, path):
     assert (reply.status, reply.body) == (200, b"")
 
 
-def test_headers_tell_the_cost(engine):
-    reply = engine.post("/embed", {"inputs": ["ab", [5, 6, 7]]})
-    assert reply.headers["x-compute-type"] == "cpu+optimized"
-    assert reply.headers["x-compute-characters"] == "5"
-    for name in ("x-compute-time", "x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"):
-        assert reply.headers[name].isdigit()
-    assert "x-compute-tokens" not in engine.post("/tokenize", {"inputs": "a"}).headers
-    assert "x-compute-tokens" not in engine.post("/embed", {"inputs": ""}).headers
-
-
 def test_ids_and_texts_may_be_mixed(engine, tiny_folder):
     expected = json.loads((tiny_folder("bert-mean") / "expected.json").read_text())["items"]
     item = expected[0]
@@ -275,6 +84,129 @@ def test_prompts_are_put_before_texts_and_ids(engine):
     assert engine.post("/embed", {"inputs": ids, "prompt_name": "query"}).json[0] == pytest.approx(
         plain[0], abs=1e-6
     )
+
+
+def test_the_default_prompt_is_put_before_what_names_none(engine, launch, tiny_folder):
+    prompted = launch("--model-id", str(tiny_folder("bert-mean")), "--default-prompt-name", "query")
+    prompted.wait_for("Ready")
+    expected = engine.post("/embed", {"inputs": ["query: hello", "passage: hello"]}).json
+    assert prompted.post("/embed", {"inputs": "hello"}).json[0] == pytest.approx(expected[0], abs=1e-6)
+    named = prompted.post("/embed", {"inputs": "hello", "prompt_name": "document"}).json
+    assert named[0] == pytest.approx(expected[1], abs=1e-6)
+    [one] = prompted.post("/v1/embeddings", {"input": "hello"}).json["data"]
+    assert one["embedding"] == pytest.approx(expected[0], abs=1e-6)
+    tokens = prompted.post("/tokenize", {"inputs": "hello"}).json[0]
+    assert tokens == engine.post("/tokenize", {"inputs": "query: hello"}).json[0]
+
+
+def test_vectors_are_cut_before_they_are_normalised(engine):
+    [whole] = engine.post("/embed", {"inputs": "hello", "normalize": False}).json
+    for size in (1, 5, 32):
+        cut = np.array(whole[:size])
+        [row] = engine.post("/embed", {"inputs": "hello", "dimensions": size}).json
+        assert row == pytest.approx(cut / np.linalg.norm(cut), abs=1e-6)
+        [raw] = engine.post("/embed", {"inputs": "hello", "dimensions": size, "normalize": False}).json
+        assert raw == pytest.approx(cut, abs=1e-6)
+
+
+def test_vectors_come_in_four_wrappings(engine):
+    inputs = ["hello", [5, 6, 7], "world"]
+    rows = engine.post("/embed", {"inputs": inputs, "dimensions": 9}).json
+    reply = engine.post("/embed", {"inputs": inputs, "dimensions": 9}, accept="application/octet-stream")
+    assert np.frombuffer(reply.body, "<f4").reshape(3, 9).tolist() == np.float32(rows).tolist()
+    for encoding in ("float", "base64"):
+        body = {"input": inputs, "dimensions": 9, "encoding_format": encoding, "model": "x", "user": "y"}
+        shown = engine.post("/v1/embeddings", body).json
+        assert (shown["object"], shown["model"]) == ("list", engine.get("/info").json["served_model_name"])
+        for index, (one, row) in enumerate(zip(shown["data"], rows, strict=True)):
+            assert (one["object"], one["index"]) == ("embedding", index)
+            vector = one["embedding"]
+            if encoding == "base64":
+                vector = np.frombuffer(base64.b64decode(vector, validate=True), "<f4").tolist()
+            assert vector == pytest.approx(row, abs=1e-7)
+
+
+def test_similarity_is_the_cosine(engine):
+    sentences = ["hello world", "good water", "hello"]
+    body = {"inputs": {"source_sentence": "hello", "sentences": sentences}}
+    source, *rows = np.array(engine.post("/embed", {"inputs": ["hello", *sentences]}).json)
+    assert engine.post("/similarity", body).json == pytest.approx([row @ source for row in rows], abs=1e-6)
+    assert engine.post("/similarity", body).json[2] == pytest.approx(1.0, abs=1e-6)
+    source, *rows = np.array(engine.post("/embed", {"inputs": ["hello", *sentences], "prompt_name": "query"}).json)
+    prompted = engine.post("/similarity", body | {"parameters": {"prompt_name": "query"}}).json
+    assert prompted == pytest.approx([row @ source for row in rows], abs=1e-6)
+    cut = {"inputs": {"source_sentence": "hello", "sentences": ["alpha " * 60 + "omega " * 60]}}
+    sides = [
+        engine.post("/similarity", cut | {"parameters": {"truncation_direction": side}}).json
+        for side in ("left", "right")
+    ]
+    assert sides[0] != sides[1]
+    assert engine.post("/similarity", cut | {"parameters": {"truncate": False}}).status == 422
+
+
+def test_one_path_answers_as_the_model_can(engine, ranking, launch, tiny_folder):
+    body = {"query": "a", "texts": ["b", "c"]}
+    similar = {"inputs": {"source_sentence": "a", "sentences": ["b"]}}
+    others = {name: launch("--model-id", str(tiny_folder(name))) for name in ("bert-splade", "bert-classifier")}
+    asked = launch("--model-id", str(tiny_folder("bert-mean")), env={"TASK": "sentence-similarity"})
+    for one in (*others.values(), asked):
+        one.wait_for("Ready")
+    for one, route, sent in (
+        (engine, "/embed", {"inputs": ["a", "b"], "dimensions": 3}),
+        (ranking, "/rerank", body | {"return_text": True}),
+        (others["bert-splade"], "/embed_sparse", {"inputs": "a"}),
+        (others["bert-classifier"], "/predict", {"inputs": "a", "raw_scores": True}),
+        (asked, "/similarity", similar),
+    ):
+        expected = one.post(route, sent)
+        assert expected.status == 200
+        for path in ("/", "/invocations"):
+            assert one.post(path, sent).json == expected.json
+        assert one.post("/vertex", {"instances": []}).json == {"predictions": []}
+        if one is not asked:
+            assert one.post("/vertex", {"instances": [sent, sent]}).json == {"predictions": [expected.json] * 2}
+
+
+def test_ranks_in_the_shape_of_others(ranking):
+    texts = ["good water", "open light", "capital", "token"]
+    ranks = ranking.post("/rerank", {"query": "water", "texts": texts}).json
+    body = {"query": "water", "documents": texts, "model": "any", "max_tokens_per_doc": 5, "rank_fields": ["a"]}
+    for version in ("1", "2"):
+        shown = ranking.post(f"/v{version}/rerank", body).json
+        assert set(shown) == {"id", "model", "results", "usage", "meta"}
+        assert shown["model"] == "ranks"
+        assert shown["meta"] == {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
+        assert shown["results"] == [
+            {"index": rank["index"], "relevance_score": pytest.approx(rank["score"], abs=1e-6)} for rank in ranks
+        ]
+    objects = [{"text": texts[0], "title": "x"}, texts[1], {"text": texts[2]}, {"text": texts[3], "id": 5}]
+    shown = ranking.post(
+        "/v1/rerank", {"query": "water", "documents": objects, "return_documents": True, "top_n": 2}
+    )
+    assert [one["index"] for one in shown.json["results"]] == [rank["index"] for rank in ranks[:2]]
+    assert [one["document"] for one in shown.json["results"]] == [{"text": texts[r["index"]]} for r in ranks[:2]]
+    assert len(ranking.post("/v2/rerank", body | {"top_n": 99}).json["results"]) == 4
+    ids = {ranking.post("/v1/rerank", body).json["id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_equal_scores_come_with_the_later_text_first(ranking):
+    ranks = ranking.post("/rerank", {"query": "water", "texts": ["good"] * 6 + ["open light"] * 6}).json
+    keys = [(rank["score"], rank["index"]) for rank in ranks]
+    assert keys == sorted(keys, reverse=True)
+    assert len({score for score, _ in keys}) < len(keys), "some are equal"
+
+
+def test_pairs_are_cut_on_the_side_that_is_asked_for(ranking):
+    long = "alpha " * 60 + "omega " * 60
+    scores = {
+        side: ranking.post("/predict", {"inputs": ["water", long], "truncation_direction": side}).json[0]["score"]
+        for side in ("left", "right", "Right")
+    }
+    assert scores["left"] != scores["right"] == scores["Right"]
+    body = {"query": "water", "texts": [long], "truncation_direction": "Left"}
+    assert ranking.post("/rerank", body).json[0]["score"] == pytest.approx(scores["left"], abs=1e-6)
+    assert ranking.post("/rerank", body | {"truncate": False}).status == 422
 
 
 def test_truncation_has_two_sides(engine):
@@ -316,62 +248,12 @@ def test_the_failing_row_is_named_where_nothing_is_embedded_too(engine):
     assert (reply.status, reply.json["row"]) == (400, 1)
 
 
-def test_only_what_asks_the_model_is_counted(engine):
-    def lines():
-        text = engine.get("/metrics").body.decode()
-        return [line for line in text.splitlines() if line.startswith(("te_request_count", "te_request_failure"))]
-
-    before = lines()
-    assert engine.post("/tokenize", {"inputs": "a"}).status == 200
-    assert engine.post("/tokenize", {"inputs": 5}).status == 422
-    assert engine.post("/decode", b"{").status == 400
-    assert lines() == before
-
-
 def test_decode(engine):
     ids = [token["id"] for token in engine.post("/tokenize", {"inputs": "hello world"}).json[0]]
     assert engine.post("/decode", {"ids": ids}).json == ["hello world"]
     assert engine.post("/decode", {"ids": [ids], "skip_special_tokens": False}).json == ["[CLS] hello world [SEP]"]
     reply = engine.post("/decode", {"ids": []})
-    assert (reply.status, reply.json["error"]) == (400, IV + "`input_ids` cannot be empty")
-
-
-def metric(engine, name):
-    text = engine.get("/metrics").body.decode()
-    match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-    assert match, name
-    return float(match[1])
-
-
-def test_every_request_counts_once(engine):
-    names = (
-        'te_request_count{method="single"}',
-        'te_request_success{method="single"}',
-        'te_request_count{method="batch"}',
-        'te_request_success{method="batch"}',
-        'te_request_failure{err="batch_size"}',
-        "te_embed_count",
-        "te_embed_success",
-        "te_request_duration_count",
-        "te_embed_inference_duration_count",
-        "te_request_input_length_count",
-    )
-    before = [metric(engine, name) for name in names]
-    engine.post("/embed", {"inputs": "one"})
-    engine.post("/embed", {"inputs": ["one", "two", "three"]})
-    engine.post("/embed", {"inputs": ["one"] * 5})
-    after = [metric(engine, name) for name in names]
-    assert [int(b - a) for a, b in zip(before, after, strict=True)] == [1, 1, 2, 1, 1, 4, 4, 2, 4, 4]
-
-
-def test_all_series_are_there_from_the_start(engine):
-    text = engine.get("/metrics").body.decode()
-    for name in ("te_predict_count", "te_queue_size", "te_batch_next_size_bucket", "tei_engine_info"):
-        assert re.search(rf"^{name}[ {{]", text, re.MULTILINE), name
-    for err in ("overloaded", "dropped", "tokenization", "inference", "model_type", "missing_values"):
-        assert f'te_request_failure{{err="{err}"}}' in text
-    documented = set(re.findall(r"^# HELP (\S+)", text, re.MULTILINE))
-    assert documented == set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    assert (reply.status, reply.json["error"]) == (400, "Input validation error: `input_ids` cannot be empty")
 
 
 def test_a_connection_serves_many_requests(engine):

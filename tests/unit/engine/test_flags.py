@@ -67,6 +67,11 @@ def test_model_sources_repeat_and_come_as_lines():
     assert settings(TEI_ENGINE_MODEL_SOURCE="a=b\nc=d").model_sources == {"a": "b", "c": "d"}
 
 
+def test_the_cache_folders_of_the_environment_have_their_own_order():
+    assert settings(HUGGINGFACE_HUB_CACHE="/x").huggingface_hub_cache is None
+    assert settings("--huggingface-hub-cache", "/y").huggingface_hub_cache == "/y"
+
+
 def test_offline_in_its_three_spellings():
     assert settings("--offline").offline
     assert settings(HF_HUB_OFFLINE="1").offline

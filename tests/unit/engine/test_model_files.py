@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tests.unit.engine.running import token_rows
 
 from tei_engine.errors import StartError
 from tei_engine.graph.attention import relative_buckets
@@ -15,10 +16,9 @@ from tei_engine.graph.heads import Pooling
 from tei_engine.graph.outputs import Output
 from tei_engine.graph.session import Session
 from tei_engine.graph.weights import Weights, canonical, read_header, read_weights
-from tei_engine.models import hub
 from tei_engine.models.configuration import read_configuration
 from tei_engine.models.finding import find_in_package, find_model
-from tei_engine.models.hub import HubOptions, cached_snapshot, missing_files
+from tei_engine.models.hub import HubOptions
 from tei_engine.models.model import Batch
 from tei_engine.models.scores import normalised
 
@@ -195,65 +195,6 @@ def test_a_mapped_id_whose_source_is_gone_falls_back_to_the_hub(folder):
         find_model("acme/gone", sources=sources, revision=None, hub_options=OFFLINE)
 
 
-def test_a_cache_without_the_deciding_files_is_not_trusted(folder, tmp_path, monkeypatch, caplog):
-    """As other programs leave it: weights, config and tokenizer, but not what says how to pool."""
-    commit = "ab" * 20
-    snapshot = tmp_path / "models--acme--tiny" / "snapshots" / commit
-    shutil.copytree(folder, snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(commit)
-    (snapshot / "modules.json").unlink()
-    assert missing_files(snapshot) == []
-    (snapshot / "sentence_bert_config.json").touch()
-    (snapshot / "config_sentence_transformers.json").touch()
-    assert hub.unsure_files(snapshot) == ["modules.json"]
-
-    asked = []
-
-    def download(model_id, revision, cache, options):
-        asked.append(revision)
-        if len(asked) == 1:
-            raise StartError("Could not download acme/tiny", "refused")
-        hub._note_absent(snapshot, {"config.json"})
-        return snapshot, commit
-
-    monkeypatch.setattr(hub, "_download", download)
-
-    def find(**more):
-        options = HubOptions(cache=str(tmp_path), **more)
-        return find_model("acme/tiny", sources={}, revision=None, hub_options=options).folder
-
-    assert find(offline=True) == snapshot
-    assert "lacks modules.json, if the model has them: there is no network" in caplog.text
-    assert asked == []
-    assert find() == snapshot
-    assert "Could not download acme/tiny; refused" in caplog.text
-    assert find() == snapshot
-    assert asked == [commit, commit]
-    assert find() == snapshot, "noted as not existing: the hub is not asked again"
-    assert asked == [commit, commit]
-
-
-def test_the_hub_cache_is_read_by_branch_and_commit(folder, tmp_path):
-    commit = "ab" * 20
-    root = tmp_path / "hub" / "models--acme--tiny"
-    snapshot = root / "snapshots" / commit
-    shutil.copytree(folder, snapshot)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text(commit)
-    options = HubOptions(cache=str(tmp_path / "hub"), offline=True)
-    for revision in (None, "main", commit):
-        found = find_model("acme/tiny", sources={}, revision=revision, hub_options=options)
-        assert (found.folder, found.sha) == (snapshot, commit)
-    assert cached_snapshot(tmp_path / "hub", "acme/tiny", "other") is None
-    assert not (root / ".no_exist").exists()
-    (snapshot / "tokenizer.json").unlink()
-    (snapshot / "1_Pooling" / "config.json").unlink()
-    assert missing_files(snapshot) == ["tokenizer.json", "1_Pooling/config.json"]
-    with pytest.raises(StartError, match=r"missing tokenizer\.json, 1_Pooling/config\.json"):
-        find_model("acme/tiny", sources={}, revision=None, hub_options=options)
-
-
 @pytest.fixture
 def change_config(tiny_folder, tmp_path):
     """A copy of a tiny model with other things in its config.json."""
@@ -327,7 +268,7 @@ def test_sine_and_cosine_of_far_positions_are_exact():
 def test_a_window_hides_nothing_but_what_is_too_far(tiny):
     """Padding sees, in local layers, padding only; that must not become NaN, nor reach a real token."""
     model = tiny("modernbert-mean").model
-    alone, [beside, _] = model.tokens([[5, 6, 7]])[0], model.tokens([[5, 6, 7], [8] * 96])
+    alone, [beside, _] = token_rows(model, [[5, 6, 7]])[0], token_rows(model, [[5, 6, 7], [8] * 96])
     assert np.abs(beside - alone).max() <= 2e-5
     [padded] = model.run(Batch.of([[5, 6, 7], [8] * 96]), [Output.TOKENS])
     assert np.isfinite(padded).all()

@@ -47,13 +47,16 @@ class Model:
 
 class Observer:
     def __init__(self):
-        self.entries = []
+        self.begun, self.done = 0, []
+
+    def saw_job(self, job):
+        self.begun += len(job.entries)
 
     def saw_run(self, outcome):
         pass
 
-    def saw_entry(self, entry, succeeded):
-        self.entries.append((entry.ids[0] if entry.ids else None, succeeded))
+    def saw_entry(self, entry):
+        self.done.append(entry.ids)
 
 
 @pytest.fixture
@@ -131,6 +134,49 @@ async def test_the_first_failing_row_is_named(pipeline):
     with pytest.raises(errors.RequestError) as caught:
         await pipeline().run(raw([5], [5, 5], [Model.NAN]))
     assert caught.value.row == 2
+
+
+async def test_a_later_failure_waits_for_the_rows_before_it(pipeline):
+    """The failing row that is named does not depend on which run ends first."""
+    one = pipeline(compute_workers=2)
+    rows = [[Model.BLOCK] * 40, [5], [Model.NAN] * 20, [6] * 50, [Model.NAN]]
+    task = asyncio.create_task(one.run(raw(*rows)))
+    await asyncio.to_thread(one.model.blocked.wait, 10)
+    while not any(1 in lengths for _, lengths in one.model.runs):  # the last row, beside the blocked run
+        await asyncio.sleep(0.001)
+    assert not task.done()
+    one.model.gate.set()
+    with pytest.raises(errors.RequestError) as caught:
+        await task
+    assert caught.value.row == 2
+    assert one.queue_size == one.tokenizer_queue_size == 0
+
+
+async def test_rows_behind_a_failing_one_are_not_computed(pipeline):
+    one = pipeline(compute_workers=1)
+    blocker = asyncio.create_task(one.run(raw([Model.BLOCK])))
+    await asyncio.to_thread(one.model.blocked.wait, 10)
+    bad = asyncio.create_task(one.run(Ask((*ids([5] * 9), Piece(ids=(520,)), *ids([6] * 13)))))
+    while one.queue_size < 1:
+        await asyncio.sleep(0.001)
+    one.model.gate.set()
+    with pytest.raises(errors.RequestError, match="token id 520 is out of range") as caught:
+        await bad
+    await blocker
+    assert caught.value.row == 1
+    lengths = [length for _, run in one.model.runs for length in run]
+    assert 9 in lengths
+    assert 13 not in lengths
+
+
+async def test_inputs_are_counted_when_they_begin_and_when_they_are_done(pipeline):
+    one = pipeline()
+    await one.run(raw([5], [6, 6]))
+    with pytest.raises(errors.RequestError):
+        await one.run(raw([7], [Model.NAN, 8]))
+    observer = one._observer
+    assert observer.begun == 4
+    assert sorted(observer.done) == [[5], [6, 6], [7]]
 
 
 async def test_after_a_failure_a_self_test_decides_about_health(pipeline):
@@ -226,9 +272,29 @@ async def test_a_panic_of_the_tokenizer_ends_no_thread(pipeline, monkeypatch):
             await one.run(Ask((Piece(text="hello"),)))
         assert caught.value.kind is errors.ErrorKind.TOKENIZER
     with pytest.raises(errors.RequestError, match="tokenizer error"):
-        await one.call(lambda: one.tokenizer.decode([5], skip_special_tokens=True))
+        await one.call(lambda: one.tokenizer.decode([5], skip_special_tokens=True, max_length=64))
     monkeypatch.setattr(one.tokenizer, "_inner", whole)
     assert len((await one.run(Ask((Piece(text="hello"),)))).rows) == 1
+
+
+async def test_a_fault_in_the_tokenizer_fails_one_input(pipeline, monkeypatch):
+    one = pipeline()
+    whole = one.tokenizer.encode_typed
+
+    def encode(pieces, **more):
+        if any(piece.text == "bad" for piece in pieces):
+            raise ValueError("boom")
+        return whole(pieces, **more)
+
+    monkeypatch.setattr(one.tokenizer, "encode_typed", encode)
+    texts = ["good", "bad", "well", "bad", "open"]
+    tasks = [asyncio.create_task(one.run(Ask((Piece(text=text),)))) for text in texts]
+    for text, task in zip(texts, tasks, strict=True):
+        if text == "bad":
+            with pytest.raises(errors.RequestError, match="tokenizer error boom"):
+                await task
+        else:
+            assert len((await task).rows) == 1
 
 
 async def test_many_requests_at_once_all_get_their_own_answer(pipeline):
