@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo test check fix bench docs lock protos clean
+.PHONY: help setup demo test soak check fix bench docs lock protos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,9 @@ demo: setup  ## start the manager with a real model and call it through every do
 
 test: setup .venv-clients/.synced  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+soak: setup  ## put mixed load on the engine for an hour or 100 000 requests (SOAK_REQUESTS, SOAK_SECONDS)
+	$(BIN)/python -m pytest -m soak -s tests/soak
 
 check: setup  ## format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
