@@ -48,6 +48,7 @@ class BoundedHeads(HttpToolsProtocol):
         if self._look_timer is not None:
             self._look_timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # after a reset the library keeps it, and the connection with it
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the connection."""

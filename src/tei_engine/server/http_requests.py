@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,10 @@ def read_flag(body: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 def read_options(body: Mapping[str, Any]) -> Options:
     """Options of `/embed`."""
-    return replace(
-        read_text_options(body),
+    return Options(
+        truncate=_read_truncate(body),
+        left=_read_direction(body),
+        prompt_name=read_prompt_name(body),
         normalize=read_flag(body, "normalize", default=True),
         dimensions=read_dimensions(body),
     )
@@ -110,15 +112,19 @@ def read_options(body: Mapping[str, Any]) -> Options:
 
 def read_text_options(body: Mapping[str, Any]) -> Options:
     """Options of routes that take texts, with a prompt before them."""
-    return replace(read_truncation(body), prompt_name=read_prompt_name(body))
+    return Options(truncate=_read_truncate(body), left=_read_direction(body), prompt_name=read_prompt_name(body))
 
 
 def read_truncation(body: Mapping[str, Any]) -> Options:
     """Whether and where over-long inputs are cut."""
+    return Options(truncate=_read_truncate(body), left=_read_direction(body))
+
+
+def _read_truncate(body: Mapping[str, Any]) -> bool | None:
     truncate = body.get("truncate")
     if truncate is not None and not isinstance(truncate, bool):
         raise shape_error("truncate: invalid type: expected a boolean")
-    return Options(truncate=truncate, left=_read_direction(body))
+    return truncate
 
 
 def read_prompt_name(body: Mapping[str, Any]) -> str | None:

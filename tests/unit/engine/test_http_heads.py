@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
+import struct
+import weakref
 
 import pytest
 import uvicorn
@@ -109,3 +112,19 @@ async def test_steady_senders_slow_answers_and_idle_connections_are_left_alone(c
     await asyncio.sleep(0.6)
     writer.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_that_is_reset_is_let_go_at_once(connect):
+    """Its keep-alive timer would hold it for 75 s, and clients that give up can be many."""
+    reader, writer = await connect()
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    [protocol] = [each for each in gc.get_objects() if isinstance(each, http_heads.BoundedHeads)]
+    watched = weakref.ref(protocol)
+    del protocol
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        while watched() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()

@@ -38,6 +38,7 @@ class GuardedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # after a reset the library keeps it, and the connection with it
 
     def data_received(self, data: bytes) -> None:
         self._bytes_since_look += len(data)
