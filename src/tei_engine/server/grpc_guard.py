@@ -57,6 +57,8 @@ class Guard:
         parallel = min(self._parallel, most or self._parallel)
 
         async def counted(request: Message) -> object:
+            if self._service.phase is Phase.DRAINING:  # else a client that goes on asking would hold the process
+                raise errors.unhealthy(Phase.DRAINING.value)
             with self._service.in_flight():
                 return await one(request)
 

@@ -158,6 +158,18 @@ def test_the_document_is_open_to_everybody(engine):
     assert served.json == document(guarded=True)
 
 
+def test_the_document_is_there_while_the_model_is_not(launch, hub, tmp_path):
+    hub.is_closed = True
+    process = launch(
+        *("--model-id", "acme/tiny", "--huggingface-hub-cache", str(tmp_path)), env={"HF_ENDPOINT": hub.url}
+    )
+    process.wait_for("Starting HTTP server")
+    assert process.get("/health").status == 503
+    assert process.get("/docs").status == 200
+    assert process.get("/api-doc/openapi.json").json == document(guarded=False)
+    assert process.stop() == 0
+
+
 def test_examples_work(engine, kind, schema, send):
     for operation in operations(schema):
         body = operation.definition.raw.get("requestBody")
