@@ -82,11 +82,11 @@ class Lanes(Generic[Item]):
         self._leave(removed)
         return removed
 
-    def take(self, *, now: float, mean_run: float) -> list[Item]:
+    def take(self, *, now: float, mean_run: float, idle: int = 1) -> list[Item]:
         """The entries of the next run, removed from the lanes; empty only when nothing is queued.
 
         longest × count ≤ `limits.tokens` unless it is a single entry, and padded ≤ 1.25 × real tokens. `mean_run`
-        is the mean duration of a run in the unit of `now`.
+        is the mean duration of a run in the unit of `now`. `idle` threads are there to share a short queue.
         """
         bulk_is_due = any(item.passed_over >= _PASSES for item in self._bulk[:WINDOW]) or (
             bool(self._bulk) and now - self._bulk[0].queued_at > _RUNS * mean_run
@@ -100,24 +100,31 @@ class Lanes(Generic[Item]):
         self._forced = bool(take_bulk and self._priority)
         self._streak = 0 if take_bulk else self._streak + 1
         first, second = (self._bulk, self._priority) if take_bulk else (self._priority, self._bulk)
-        run = self._fill(_anchor(first), first, second)
+        run = self._fill(_anchor(first), first, second, self._share(idle))
         taken = set(map(id, run))
         for lane in (self._priority, self._bulk):
             _count_passed(lane, taken)
         self._leave(run)
         return run
 
-    def _fill(self, anchor: Item, first: list[Item], second: list[Item]) -> list[Item]:
+    def _share(self, idle: int) -> int:
+        """Tokens of one run, so that of a queue which one run could hold every idle thread gets a part."""
+        if idle < 2 or len(self) > self._limits.tokens:  # a token each: the queue is long enough for all
+            return self._limits.tokens
+        queued = sum(item.length for item in (*self._priority, *self._bulk))
+        return min(self._limits.tokens, -(-queued // idle))
+
+    def _fill(self, anchor: Item, first: list[Item], second: list[Item], tokens: int) -> list[Item]:
         run, longest, real = [anchor], anchor.length, anchor.length
         limit = self._limits.entries or WINDOW
         for lane in (first, second):
             near = sorted(islice(lane, WINDOW), key=lambda item: abs(item.length - anchor.length))
             for item in near:
-                if longest * (len(run) + 1) > self._limits.tokens or len(run) >= limit:
+                if longest * (len(run) + 1) > tokens or len(run) >= limit:
                     return run
                 widest = max(longest, item.length)
                 padded = widest * (len(run) + 1)
-                if item is anchor or padded > self._limits.tokens or padded > _PADDING * (real + item.length):
+                if item is anchor or padded > tokens or padded > _PADDING * (real + item.length):
                     continue
                 run.append(item)
                 longest, real = widest, real + item.length

@@ -27,3 +27,9 @@ class ModelFolders:
         else:
             return None
         return str(folder) if folder.is_dir() else None
+
+    def files(self, folder: str, suffix: str) -> tuple[str, ...]:
+        """Names of the files in `folder` and in folders directly in it that end so, relative to it and sorted."""
+        root = Path(folder)
+        found = (*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}"))
+        return tuple(sorted(str(path.relative_to(root)) for path in found if path.is_file()))

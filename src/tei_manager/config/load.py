@@ -166,8 +166,10 @@ def _settle_paths(
                 values[name] = paths.expand(value, environ)
             elif isinstance(value, tuple):
                 values[name] = tuple(paths.expand(v, environ) if isinstance(v, Path) else v for v in value)
-            elif name == "tei_binary_path" and str(value).startswith("~"):
-                values[name] = str(paths.expand(Path(str(value)), environ))
+                if name == "vllm_command":
+                    values[name] = (_program(str(value[0]), environ), *value[1:])
+            elif name in ("tei_binary_path", "llamacpp_binary_path"):
+                values[name] = _program(str(value), environ)
         except ValueError as fault:
             problems.append((origins[name], Problem(name, "INVALID_CONFIG", str(fault))))
     folder = paths.state_folder(environ)
@@ -175,6 +177,11 @@ def _settle_paths(
     values.setdefault("log_dir", folder / "logs")
     values.setdefault("model_cache_dir", paths.model_cache(environ))
     return problems
+
+
+def _program(name: str, environ: Mapping[str, str]) -> str:
+    """A program's name or path, in full if it begins with a home folder. Raises ValueError: unknown `~user`."""
+    return str(paths.expand(Path(name), environ)) if name.startswith("~") else name
 
 
 def create_folders(loaded: Loaded) -> None:

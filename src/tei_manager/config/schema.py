@@ -271,6 +271,16 @@ class Config:
         "The TEI program; looked up on PATH if it has no slash.",
         env=("TEI_BINARY_PATH",),
     )
+    vllm_command: tuple[str, ...] = key(
+        ListOf(Text(r"[^\0]+", "a text that is not empty"), longest=64, shortest=1),
+        ("vllm", "serve"),
+        "The vLLM program and its first arguments; the program is looked up on PATH if it has no slash.",
+    )
+    llamacpp_binary_path: str = key(
+        Text(r"[^\0]+", "a program name or path"),
+        "llama-server",
+        "The server program of llama.cpp; looked up on PATH if it has no slash.",
+    )
     model_cache_dir: Path = key(
         PathText(),
         Path(),

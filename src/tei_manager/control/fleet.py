@@ -25,7 +25,7 @@ from tei_manager.engines import catalog, environment, log_reading
 from tei_manager.kits.nest import Nest
 from tei_manager.kits.parsing import Problem
 from tei_manager.policy import names
-from tei_manager.ports.fleet import LogSlice, Warning
+from tei_manager.ports.fleet import Degraded, Inspection, LogSlice, Warning
 from tei_manager.ports.store import Record, State
 
 log = structlog.get_logger("tei_manager.control.fleet")
@@ -42,7 +42,7 @@ class Fleet:
         self._supervisors: dict[str, Supervisor] = {}
         self._deleted_seeds: dict[str, dict[str, object]] = {}
         self._nest = Nest(self._crashed)
-        self._keeper = Keeper(world.store, self._state)
+        self._keeper = Keeper(world.store, self._state, world.now)
         self._ports = PortBook(
             settings.range,
             settings.reserved_ports,
@@ -65,9 +65,9 @@ class Fleet:
         return tuple(self._warnings)
 
     @property
-    def degraded(self) -> tuple[str, ...]:
-        reasons = {"state-save": self._keeper.is_failing, "stuck-instance": any(s.is_stuck for s in self._all)}
-        return tuple(sorted(reason for reason, holds in reasons.items() if holds))
+    def degraded(self) -> tuple[Degraded, ...]:
+        found = (self._keeper.failing, *(supervisor.stuck for supervisor in self._all))
+        return tuple(sorted((each for each in found if each), key=lambda each: each.reason))
 
     @property
     def is_reconciled(self) -> bool:
@@ -82,6 +82,9 @@ class Fleet:
 
     def get(self, name: str) -> Instance:
         return self._supervisor(name).instance
+
+    async def inspect(self, name: str) -> Inspection:
+        return await self._supervisor(name).inspect()
 
     # -- life of the fleet ------------------------------------------------------------------------------------
 

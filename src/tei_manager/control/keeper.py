@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from tei_manager.ports.fleet import Degraded
 from tei_manager.ports.store import State, Store
 
 log = structlog.get_logger("tei_manager.control.keeper")
@@ -15,18 +16,17 @@ RETRY_SECS = 5.0
 
 
 class Keeper:
-    """Saves what `snapshot()` returns. One save runs at a time; callers that wait meanwhile share the next one."""
+    """Saves what `snapshot()` returns. One save runs at a time; callers that wait meanwhile share the next one.
 
-    def __init__(self, store: Store, snapshot: Callable[[], State]) -> None:
-        self._store, self._snapshot = store, snapshot
+    `now` is seconds since the epoch, to tell since when saving fails.
+    """
+
+    def __init__(self, store: Store, snapshot: Callable[[], State], now: Callable[[], float]) -> None:
+        self._store, self._snapshot, self._now = store, snapshot, now
         self._writing: asyncio.Task[None] | None = None
         self._asked = 0
         self._saved = 0
-        self._failure: str | None = None
-
-    @property
-    def is_failing(self) -> bool:
-        return self._failure is not None
+        self.failing: Degraded | None = None  # the last save failed, and since when they do
 
     async def save(self) -> None:
         """Return when a snapshot at least as new as this call is durable, or could not be saved.
@@ -45,7 +45,7 @@ class Keeper:
         """Repeat failed saves until cancelled."""
         while True:
             await asyncio.sleep(RETRY_SECS)
-            if self._failure is not None:
+            if self.failing is not None:
                 await self.save()
 
     async def _save(self) -> None:
@@ -55,12 +55,13 @@ class Keeper:
         except (
             Exception
         ) as error:  # whatever it is: those who wait are answered, a full disk must not stop the fleet
-            if self._failure is None:
-                log.error("State could not be saved", error=str(error) or repr(error), retry_secs=RETRY_SECS)
-            self._failure = str(error) or repr(error)
+            text = str(error) or repr(error)
+            if self.failing is None:
+                log.error("State could not be saved", error=text, retry_secs=RETRY_SECS)
+            self.failing = Degraded("state-save", self.failing.since if self.failing else self._now(), text)
         else:
-            if self._failure is not None:
+            if self.failing is not None:
                 log.info("State saved again")
-            self._failure = None
+            self.failing = None
             log.debug("State saved")
         self._saved = covers

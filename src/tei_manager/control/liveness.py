@@ -25,14 +25,15 @@ class Liveness:
         self._world, self._settings = world, settings
         self.failures = 0  # in a row
         self.last_check: float | None = None
+        self.error: str | None = None  # why the last one failed
 
     def begin(self) -> None:
         """A new run begins: nothing has failed yet."""
-        self.failures = 0
+        self.failures, self.error = 0, None
 
     def passed(self) -> None:
         """It answered just now."""
-        self.failures, self.last_check = 0, self._world.now()
+        self.failures, self.last_check, self.error = 0, self._world.now(), None
 
     async def until_dead(self, process: Process, protocol: Protocol, on_check: Callable[[], None]) -> ExitReason:
         """Ask every interval; returns once it has failed so often that it must be started again."""
@@ -56,7 +57,7 @@ class Liveness:
                 self.passed()
                 on_check()
                 continue
-            self.failures, self.last_check = self.failures + 1, self._world.now()
+            self.failures, self.last_check, self.error = self.failures + 1, self._world.now(), seen.text
             metrics.probe_failed(name)
             self._world.journal.note(
                 EventType.PROBE_FAILED, instance=name, reason=seen.text, data={"failures": self.failures}

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from tei_manager.control import surroundings
+from tei_manager.control.readings import Readings
 from tei_manager.control.settings import Settings
 from tei_manager.control.watch import Subject
 from tei_manager.control.world import World
@@ -21,6 +22,7 @@ from tei_manager.domain.target import Endpoint
 from tei_manager.engines import catalog
 from tei_manager.engines.base import Launch, Refusal
 from tei_manager.ports.driver import Handle, Order
+from tei_manager.ports.fleet import Degraded
 
 log = structlog.get_logger("tei_manager.control.process")
 
@@ -55,13 +57,14 @@ class Process:
         self.uid = secrets.token_hex(8)
         self.handle: Handle | None = None
         self.launched: str | None = specs.fingerprint(spec)
-        self.is_stuck = False  # it was killed and lives on
+        self.stuck: Degraded | None = None  # it was killed and lives on
         if adopted:
             self.handle, self.launched = adopted
         self.nonce = self.handle.nonce if self.handle else secrets.token_hex(16)
         self.log_path = str(Path(settings.log_dir) / f"{spec.name}.log")
         self.started_at = world.now()
         self.spawned_at = asyncio.get_running_loop().time()
+        self.readings = Readings(spec, ports, world, settings)
         self._log_offset = 0
         self._world, self._settings = world, settings
         self._is_unwanted = False  # `stop` came first: there is nothing to start any more
@@ -77,7 +80,12 @@ class Process:
     @property
     def subject(self) -> Subject:
         return Subject(
-            spec=self.spec, ports=self.ports, uid=self.uid, log_path=self.log_path, spawned_at=self.spawned_at
+            spec=self.spec,
+            ports=self.ports,
+            uid=self.uid,
+            log_path=self.log_path,
+            spawned_at=self.spawned_at,
+            readings=self.readings,
         )
 
     async def spawn(self) -> None:
@@ -151,10 +159,12 @@ class Process:
                 await self._world.driver.stop(handle, grace_secs=grace_secs)
             except Exception as error:  # whatever it is: only a proof that the process is gone ends this
                 log.error("Instance cannot be stopped", instance=self.spec.name, pid=handle.pid, error=str(error))
-                self.is_stuck = True
+                since = self.stuck.since if self.stuck else self._world.now()
+                text = f"process {handle.pid} of instance '{self.spec.name}' does not end: {error}"
+                self.stuck = Degraded("stuck-instance", since, text)
                 on_stuck()
             else:
-                self.is_stuck = False
+                self.stuck = None
                 return
             await asyncio.sleep(pause)
             pause, grace_secs = min(pause * 2, longest), 0.0

@@ -17,6 +17,8 @@ class Settings:
     max_instances: int | None = None
     tei_program: str = "text-embeddings-router"
     embedded_program: str = "tei-engine"
+    vllm_command: tuple[str, ...] = ("vllm", "serve")
+    llamacpp_program: str = "llama-server"
     model_sources: Mapping[str, str] = field(default_factory=dict)
     model_cache_dir: str | None = None
     model_roots: tuple[str, ...] = ()

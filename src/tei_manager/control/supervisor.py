@@ -30,6 +30,7 @@ from tei_manager.kits.nest import Nest
 from tei_manager.policy import lifecycle
 from tei_manager.policy.lifecycle import Effect, Event, Fact, State
 from tei_manager.ports.driver import Handle
+from tei_manager.ports.fleet import Degraded, Inspection
 from tei_manager.ports.store import Record
 
 log = structlog.get_logger("tei_manager.control.supervisor")
@@ -84,6 +85,7 @@ class Supervisor:
             restarts=self.record.restarts,
             health_check_failures=self._liveness.failures,
             last_health_check=self._liveness.last_check,
+            probe_error=self._liveness.error,
             last_error=self._last_error,
         )
 
@@ -103,9 +105,9 @@ class Supervisor:
         return self._state is State.BACKOFF and retry is not None and retry.delay_secs > 0
 
     @property
-    def is_stuck(self) -> bool:
+    def stuck(self) -> Degraded | None:
         """It was killed and its process lives on."""
-        return self._process is not None and self._process.is_stuck
+        return self._process.stuck if self._process is not None else None
 
     @property
     def is_wanted(self) -> bool:
@@ -124,6 +126,19 @@ class Supervisor:
             intent_nonce=process.nonce if process and process.handle is None else None,
             handle=process.handle if process else None,
             launched=process.launched if process else None,
+        )
+
+    async def inspect(self) -> Inspection:
+        """What is known of the process and its work; one that does not answer is hardly waited for."""
+        process = self._process
+        if process is None or process.handle is None:
+            return Inspection()
+        readings = process.readings
+        if self._state is State.READY:
+            await readings.look(self._protocol, lambda reading: self._nest.start("reading", reading))
+        figures = readings.figures
+        return Inspection(
+            readings.info, self._world.frontdoor.figures(process.uid) if figures is None else figures
         )
 
     # -- being told -------------------------------------------------------------------------------------------
@@ -348,7 +363,7 @@ class Supervisor:
                 self._nest.cancel("startup", "liveness", "exit", "drain")
                 self._nest.start("stop", self._work.stop(process, self._show))
             case Effect.RELEASE:
-                self._nest.cancel("startup", "liveness", "exit", "drain", "stop")
+                self._nest.cancel("startup", "liveness", "exit", "drain", "stop", "reading")
                 self._process, self._protocol, self._ready_since = None, Protocol.UNKNOWN, None
                 self._save_soon()
             case Effect.WAIT:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tei_manager.control.readings import Readings
 from tei_manager.control.settings import Settings
 from tei_manager.control.world import World
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
@@ -23,6 +24,7 @@ class Subject:
     uid: str
     log_path: str
     spawned_at: float  # monotonic
+    readings: Readings
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,9 @@ async def _warm_up(subject: Subject, world: World, settings: Settings, protocol:
     engine = world.engines[subject.spec.engine]
     if (probe := engine.warm_up(subject.spec, subject.ports, protocol)) is None:
         return Seen(True)
-    # the first real request may compile and page in: it gets the time a slow answer needs, not a probe's
-    return await _ask(subject, world, settings, probe, max(60.0, settings.health_check_timeout_secs))
+    async with subject.readings.left_out(protocol):
+        # the first real request may compile and page in: it gets the time a slow answer needs, not a probe's
+        return await _ask(subject, world, settings, probe, max(60.0, settings.health_check_timeout_secs))
 
 
 async def _ask(subject: Subject, world: World, settings: Settings, probe: Probe, timeout_secs: float) -> Seen:

@@ -13,6 +13,7 @@ from tei_manager.engines.base import Engine
 from tei_manager.ports.driver import Driver
 from tei_manager.ports.fleet import LogSlice
 from tei_manager.ports.frontdoor import FrontDoor
+from tei_manager.ports.inspector import Inspector
 from tei_manager.ports.journal import Journal
 from tei_manager.ports.metrics import ControlMetrics
 from tei_manager.ports.prober import Prober
@@ -38,12 +39,17 @@ class Models(Protocol):
         """The folder of a `python:` resource or of a path, None if it is not there."""
         ...
 
+    def files(self, folder: str, suffix: str) -> tuple[str, ...]:
+        """Names of the files in `folder`, and one level below, that end with `suffix`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     engines: Mapping[EngineKind, Engine]
     driver: Driver
     prober: Prober
+    inspector: Inspector
     frontdoor: FrontDoor
     store: Store
     logs: LogFiles

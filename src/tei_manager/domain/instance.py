@@ -12,6 +12,8 @@ class EngineKind(StrEnum):
 
     EMBEDDED = "embedded"
     TEI = "tei"
+    VLLM = "vllm"
+    LLAMACPP = "llamacpp"
     COMMAND = "command"
 
 
@@ -111,11 +113,17 @@ class Instance:
     restarts: int = 0
     health_check_failures: int = 0
     last_health_check: float | None = None
+    probe_error: str | None = None  # why the last liveness probe of this process failed; None = it passed
     last_error: str | None = None
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def is_healthy(self) -> bool:
+        """It runs, and its last liveness probe passed."""
+        return self.status is Status.RUNNING and not self.health_check_failures
 
     @property
     def grpc_port(self) -> int | None:

@@ -30,6 +30,7 @@ from tei_manager.kits.parsing import (
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = rf"{_PART}(/{_PART})?"
 _RESOURCE = r"python:[A-Za-z_]\w*(/[A-Za-z0-9._-]+)*"
+_QUANT = r":[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _FOLDER = r"/[^\0]*"
 # set by us or by the loader, never by an instance: they decide what code runs or on which device
 _RESERVED_ENV = ("LD_", "DYLD_", "PYTHON", "TEI_MANAGER_")
@@ -56,7 +57,7 @@ NAME = Text(
     code="INVALID_INSTANCE_NAME",
 )
 MODEL_ID = Text(
-    rf"{_HUB_ID}|{_FOLDER}|{_RESOURCE}",
+    rf"{_HUB_ID}({_QUANT})?|{_FOLDER}|{_RESOURCE}",
     "a hub id like 'org/name', an absolute folder, or 'python:PACKAGE/folder'",
     code="INVALID_MODEL_ID",
     refuse=_odd_model,
@@ -95,7 +96,12 @@ ENV_NAME = Text(
 
 FIELDS: tuple[Field, ...] = (
     Field("name", NAME, required=True, doc="Unique, also when compared without case."),
-    Field("model_id", MODEL_ID, required=True, doc="Hub id, absolute folder or `python:PACKAGE/folder`."),
+    Field(
+        "model_id",
+        MODEL_ID,
+        required=True,
+        doc="Hub id, absolute folder or `python:PACKAGE/folder`. Engine `llamacpp`: also `org/name:QUANT`.",
+    ),
     Field("revision", Optional(REVISION), doc="Branch, tag or commit on the hub."),
     Field("port", Optional(Either(PORT, ZERO)), doc="Main port of the engine; null or 0 = automatic."),
     Field("engine", Optional(Choice(*EngineKind)), doc="Default: `tei` if its binary is found, else `embedded`."),
@@ -181,6 +187,14 @@ def fingerprint(spec: InstanceSpec) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def split_quant(model_id: str) -> tuple[str, str | None]:
+    """The hub id and the QUANT of `org/name:QUANT`; any other model id as it is, and None."""
+    if model_id.startswith(("/", "python:")):
+        return model_id, None
+    hub_id, _, quant = model_id.partition(":")
+    return hub_id, quant or None
+
+
 def _between_fields(read: Mapping[str, object]) -> list[parsing.Problem]:
     problems = []
     if read["gpu_id"] is not None and read["gpu_ids"] is not None:
@@ -201,4 +215,6 @@ def _engine_rules(spec: InstanceSpec) -> list[parsing.Problem]:
         problems.append(parsing.Problem("command", "MISSING_FIELD", "is required for engine 'command'"))
     elif is_command and not any("{port}" in part for part in spec.command or ()):
         problems.append(parsing.Problem("command", "VALIDATION_ERROR", "must contain '{port}'"))
+    if spec.engine is not EngineKind.LLAMACPP and split_quant(spec.model_id)[1] is not None:
+        problems.append(parsing.Problem("model_id", "INVALID_MODEL_ID", "':QUANT' is only for engine 'llamacpp'"))
     return problems

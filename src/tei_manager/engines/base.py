@@ -5,7 +5,7 @@ Pure: texts and values in, texts and values out. `control` runs what is describe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol as Interface
@@ -13,6 +13,7 @@ from typing import Protocol as Interface
 from tei_manager.domain.exits import ExitKind as ExitKind
 from tei_manager.domain.exits import ExitReason as ExitReason
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
+from tei_manager.engines.metrics_reading import EngineMetrics
 from tei_manager.kits.parsing import Problem
 
 
@@ -23,10 +24,11 @@ class Surroundings:
     host: str  # address the engine binds
     # the binary, as found on PATH or configured, or the first items of argv (engine `command`: unused)
     program: str | tuple[str, ...]
-    version: str | None  # first line of `<program> --version`; None = could not be asked
+    version: str | None  # first line of `<program> --version`; None = could not be asked, or nothing depends on it
     environ: Mapping[str, str]  # the manager's own environment
     model_sources: Mapping[str, str] = field(default_factory=dict)  # hub id -> folder or python: resource
     resolved_model: str | None = None  # folder of a mapped or python: model, for engines that need one
+    model_files: tuple[str, ...] = ()  # names of the GGUF files in `resolved_model`, for engines that need one
     model_cache_dir: str | None = None
     stop_grace_secs: float = 30.0  # TERM to KILL
     gpu_uuids: tuple[str, ...] | None = None  # of every device, in PCI bus order; None = could not be asked
@@ -62,6 +64,7 @@ class Ask(StrEnum):
     GRPC_INFO = "grpc_info"  # tei.v1.Info/Info answers OK
     HTTP_WARM_UP = "http_warm_up"  # one tiny real request over HTTP
     GRPC_WARM_UP = "grpc_warm_up"  # the same over gRPC
+    OPENAI_WARM_UP = "openai_warm_up"  # the same in OpenAI's dialect, to `model`
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,16 @@ class Probe:
     ask: Ask
     port: int
     path: str = "/health"
+    model: str | None = None  # as the engine knows it, where the question names one
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of metrics that an engine serves over HTTP. `read` answers None for one that tells nothing."""
+
+    port: int
+    path: str
+    read: Callable[[str], EngineMetrics | None]
 
 
 class Engine(Interface):
@@ -110,6 +123,14 @@ class Engine(Interface):
 
     def warm_up(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:
         """One real request before the first announcement; None where the engine's API is unknown."""
+        ...
+
+    def metrics(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Page | None:
+        """Where a running engine counts its work; None where nobody can read it."""
+        ...
+
+    def info(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:
+        """The question that a running engine answers with what it is; None where its API is unknown."""
         ...
 
     def read_exit(self, code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:

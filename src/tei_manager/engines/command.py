@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from tei_manager.domain.exits import ExitReason
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
 from tei_manager.engines import devices, environment, exit_reading
-from tei_manager.engines.base import Ask, Launch, Probe, Refusal, Surroundings
+from tei_manager.engines.base import Ask, Launch, Page, Probe, Refusal, Surroundings
+from tei_manager.engines.metrics_reading import read_foreign_metrics
 from tei_manager.engines.tei import model_for_folders, model_problems
 from tei_manager.kits.parsing import Problem
 
@@ -16,7 +17,8 @@ _PLACEHOLDER = re.compile(r"\{(port|host|model_id|revision)\}")
 
 
 class Command:
-    """We know its address and nothing else: no flags of its own, no metrics, no meaning of exit codes."""
+    """We know its address and nothing else: no flags of its own, no meaning of exit codes, and of its metrics only
+    those of programs that we know."""
 
     has_second_port = False
     has_metrics_port = False
@@ -55,6 +57,14 @@ class Command:
         return Probe(Ask.HTTP_HEALTH, ports.main, spec.health_path or "/health")
 
     def warm_up(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:
+        return None
+
+    def metrics(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Page | None:
+        if spec.protocol is Protocol.GRPC:
+            return None
+        return Page(ports.main, "/metrics", read_foreign_metrics)
+
+    def info(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:
         return None
 
     def read_exit(self, code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:

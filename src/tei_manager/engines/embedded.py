@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from tei_manager.domain.exits import ExitReason
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
 from tei_manager.engines import devices, exit_reading, flag_tables
-from tei_manager.engines.base import Ask, Launch, Probe, Refusal, Surroundings
+from tei_manager.engines.base import Ask, Launch, Page, Probe, Refusal, Surroundings
 from tei_manager.engines.flags import emit, merge
+from tei_manager.engines.metrics_reading import read_metrics
 from tei_manager.engines.tei import absorb, finished, metrics_port, program, router_flags
 from tei_manager.kits.parsing import Problem
 
@@ -67,6 +68,12 @@ class Embedded:
         if ports.grpc:
             return Probe(Ask.GRPC_WARM_UP, ports.grpc)
         return Probe(Ask.HTTP_WARM_UP, ports.main, "/embed")
+
+    def metrics(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Page | None:
+        return Page(ports.main, "/metrics", read_metrics)
+
+    def info(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:
+        return self.liveness(spec, ports, protocol)
 
     def read_exit(self, code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:
         return exit_reading.read_exit(code, signal, tail, was_ready=was_ready)

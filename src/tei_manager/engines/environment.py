@@ -7,10 +7,10 @@ Names that an engine reads as options are deleted, never blanked: an empty `PORT
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tei_manager.engines.base import Surroundings
-from tei_manager.engines.flag_tables import OPTION_VARIABLES
+from tei_manager.engines.flag_tables import OPTION_VARIABLES, VLLM_VARIABLES
 
 _PROVIDERS = (
     *("OPENAI", "AZURE_OPENAI", "COHERE", "CO", "GOOGLE", "GEMINI", "MISTRAL"),
@@ -58,6 +58,30 @@ def for_router(around: Surroundings, *layers: Mapping[str, str]) -> dict[str, st
         env[HUB_CACHE] = cache
     env["AUTO_TRUNCATE"] = "true"
     env["PAYLOAD_LIMIT"] = str(PAYLOAD_LIMIT)
+    return _overlaid(env, layers)
+
+
+def for_vllm(around: Surroundings, *layers: Mapping[str, str]) -> dict[str, str]:
+    """The environment of vLLM, then `layers` in order. Names that tune it, like VLLM_USE_V1, are inherited."""
+    return _for_hub_client(around, lambda name: name in VLLM_VARIABLES, layers)
+
+
+def for_llamacpp(around: Surroundings, *layers: Mapping[str, str]) -> dict[str, str]:
+    """The environment of llama.cpp's server, which has a name for each of its flags, then `layers` in order."""
+    return _for_hub_client(
+        around, lambda name: name.startswith("LLAMA_ARG_") or name in ("LLAMA_API_KEY", "LLAMA_OFFLINE"), layers
+    )
+
+
+def _for_hub_client(
+    around: Surroundings, is_option: Callable[[str], bool], layers: tuple[Mapping[str, str], ...]
+) -> dict[str, str]:
+    env = {name: value for name, value in around.environ.items() if not (_is_ours(name) or is_option(name))}
+    if not env.get("HF_TOKEN"):
+        env.pop("HF_TOKEN", None)
+    if around.model_cache_dir:
+        # the newer name is the one that both read first
+        env[HUB_CACHE] = env["HF_HUB_CACHE"] = around.model_cache_dir
     return _overlaid(env, layers)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tei_manager.domain.exits import ExitKind, ExitReason
-from tei_manager.engines.log_reading import Errors, errors_in, last_error
+from tei_manager.engines.log_reading import Errors, errors_in, last_error, python_error, troubles
 
 _ASKED_TO_END = frozenset({1, 2, 15})  # HUP, INT, TERM: somebody wanted it gone
 _PORT = re.compile(r"address already in use|could not bind|prometheus recorder", re.IGNORECASE)
@@ -15,6 +16,25 @@ _DOWNLOAD = re.compile(
     re.IGNORECASE,
 )
 _RUST_PANIC = 101
+
+# the same causes in the words of programs in Python and C++
+_FOREIGN_PORT = re.compile(r"address already in use|EADDRINUSE|couldn't bind", re.IGNORECASE)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|free memory on device|no available memory for the cache"
+    r"|(?:unable|failed) to allocate|bad_alloc",
+    re.IGNORECASE,
+)
+_NO_SUCH_MODEL = re.compile(
+    r"(?:Repository|Revision|Entry)NotFound|GatedRepo|not a valid model identifier|40[134] client error"
+    r"|status:? 40[134]\b|HTTP(?: error)? 40[134]\b",
+    re.IGNORECASE,
+)
+_FOREIGN_DOWNLOAD = re.compile(
+    rf"{_DOWNLOAD.pattern}|ConnectionError|ConnectError|ReadTimeout|ConnectTimeout|couldn't connect to"
+    r"|LocalEntryNotFound|HfHubHTTPError|curl_easy_perform|failed to download|download failed",
+    re.IGNORECASE,
+)
+_LLAMACPP_USAGE = re.compile(r"invalid argument:|error while handling argument|unknown argument:", re.IGNORECASE)
 
 
 def read_exit(code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:
@@ -52,6 +72,52 @@ def read_command_exit(code: int | None, signal: int | None, tail: str, *, was_re
     else:
         kind = ExitKind.ENDED
     return ExitReason(kind, _text(code, signal, last_error(tail), was_ready=was_ready))
+
+
+def read_vllm_exit(code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:
+    """The end of vLLM: argparse ends with 2, everything else with a traceback and 1."""
+    found = troubles(tail)
+    return _foreign(code, signal, found, python_error(tail), is_usage=code == 2, was_ready=was_ready)
+
+
+def read_llamacpp_exit(code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:
+    """The end of llama-server, which has one exit code: the first line of trouble is the cause of the others."""
+    found = troubles(tail)
+    is_usage = any(_LLAMACPP_USAGE.search(line) for line in found)
+    return _foreign(code, signal, found, found[0] if found else None, is_usage=is_usage, was_ready=was_ready)
+
+
+def _foreign(
+    code: int | None,
+    signal: int | None,
+    found: Sequence[str],
+    error: str | None,
+    *,
+    is_usage: bool,
+    was_ready: bool,
+) -> ExitReason:
+    ended_by = _signal_of(code, signal)
+    if ended_by is not None:
+        kind = ExitKind.ENDED if ended_by in _ASKED_TO_END else ExitKind.CRASH
+    elif was_ready or not code:
+        kind = ExitKind.ENDED
+    elif code in (126, 127):
+        kind = ExitKind.MISSING
+    elif is_usage:
+        kind = ExitKind.USAGE
+    else:
+        kind = _foreign_start("\n".join(found)) if code == 1 else ExitKind.ENDED
+    return ExitReason(kind, _text(code, signal, error, was_ready=was_ready))
+
+
+def _foreign_start(text: str) -> ExitKind:
+    if _FOREIGN_PORT.search(text):
+        return ExitKind.PORT
+    if _MEMORY.search(text):
+        return ExitKind.CRASH  # somebody else may give memory back
+    if _NO_SUCH_MODEL.search(text):
+        return ExitKind.MODEL
+    return ExitKind.DOWNLOAD if _FOREIGN_DOWNLOAD.search(text) else ExitKind.MODEL
 
 
 def _failed_start(errors: Errors) -> ExitKind:

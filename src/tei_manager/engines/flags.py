@@ -6,6 +6,7 @@ becomes a `Given` with one canonical name, and only those are put together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,16 +26,28 @@ class Owner(StrEnum):
     SECRET = "secret"  # noqa: S105 - the same, and never shown
 
 
+class Style(StrEnum):
+    """How a program reads its command line."""
+
+    CLAP = "clap"  # `--x v`, `--x=v`, `-x v`, `-xv`, `-x=v`
+    ARGPARSE = "argparse"  # the same; short names may be longer, long ones shortened, and a flag takes many values
+    PLAIN = "plain"  # `--x v` and `-x v` only; short names may be longer
+
+
 class Takes(StrEnum):
     VALUE = "value"
     NUMBER = "number"
     NOTHING = "nothing"
+    MANY = "many"  # every word up to the next flag
     MAYBE_BOOLEAN = "maybe_boolean"  # the next token belongs to it only if it is `true` or `false`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One flag of a program. `name` is without dashes, `field` the instance's field that it is lifted into."""
+    """One flag of a program. `name` is without dashes, `field` the instance's field that it is lifted into.
+
+    `words` are (the program's word, the field's) where they differ; None = as if the flag were not given.
+    """
 
     name: str
     owner: Owner = Owner.TUNE
@@ -43,6 +56,7 @@ class Flag:
     since: Version | None = None
     repeatable: bool = False
     field: str | None = None
+    words: tuple[tuple[str, str | None], ...] = ()
     env: str | None = None  # None = the name in upper snake case
 
     @property
@@ -52,15 +66,22 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The flags of one program. Names in `aliases` stand for the flag they point to."""
+    """The flags of one program, all of them or those that mean something to us.
+
+    Names in `aliases` stand for the flag they point to, `-x` for a short one.
+    """
 
     flags: Mapping[str, Flag]
     aliases: Mapping[str, str] = field(default_factory=dict)
     exclusive: tuple[tuple[str, str], ...] = ()
     program: str = "text-embeddings-router"
+    style: Style = Style.CLAP
 
-    def short(self, letter: str) -> Flag | None:
-        return next((flag for flag in self.flags.values() if flag.short == letter), None)
+    def short(self, letters: str) -> str | None:
+        """The name of the flag with this short name."""
+        if (name := self.aliases.get(f"-{letters}")) is not None:
+            return name
+        return next((flag.name for flag in self.flags.values() if flag.short == letters), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +98,14 @@ class Given:
     def path(self) -> str:
         return f"extra_args[{self.index}]"
 
-    def emitted(self) -> tuple[str, ...]:
+    def emitted(self, style: Style = Style.CLAP) -> tuple[str, ...]:
         """As it goes on argv; a flag that we do not know goes as it was written."""
-        return self.tokens if self.flag is None else emit(self.name, self.value)
+        if self.flag is not None and self.flag.takes is not Takes.MANY:
+            return emit(self.name, self.value, style)
+        if style is Style.PLAIN:
+            name, equals, value = self.tokens[0].partition("=")
+            return (name, value) if equals else self.tokens
+        return self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +120,24 @@ class Merged:
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
 
+    def has(self, name: str) -> bool:
+        return any(given.name == name for given in self.rest)
+
     def value(self, name: str) -> str | None:
         return next((given.value for given in self.rest if given.name == name), None)
 
 
+_NEGATIVE = re.compile(r"-\d+(?:\.\d+)?")
+_QUESTION = re.compile(r"--(?:help|version|usage)(?:=.*)?|-h")
 _SHAPES = {entry.name: entry.shape for entry in FIELDS}
 
 
-def emit(name: str, value: str | None) -> tuple[str, ...]:
+def emit(name: str, value: str | None, style: Style = Style.CLAP) -> tuple[str, ...]:
     """Two tokens per flag; one where the value would read as another flag."""
     if value is None:
         return (f"--{name}",)
-    return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
+    is_dashed = value.startswith("-") and style is not Style.PLAIN
+    return (f"--{name}={value}",) if is_dashed else (f"--{name}", value)
 
 
 def merge(args: Sequence[str], table: Table, version: Version | None, *, strict: bool) -> Merged:
@@ -132,8 +164,10 @@ def merge(args: Sequence[str], table: Table, version: Version | None, *, strict:
     for item in by_owner[Owner.LIFT]:
         assert item.flag is not None
         assert item.flag.field is not None
+        text = item.value or ""
+        word = dict(item.flag.words).get(text, text)
         try:
-            lifted[item.flag.field] = _SHAPES[item.flag.field].read_text(item.value or "")
+            lifted[item.flag.field] = None if word is None else _SHAPES[item.flag.field].read_text(word)
         except Rejected as refusal:
             problems.append(Problem(item.path, refusal.code, f"{refusal}, got {shown(item.value)}"))
     moved = {Owner.LIFT, Owner.SECRET}
@@ -157,27 +191,41 @@ def read(args: Sequence[str], table: Table) -> tuple[list[Given], list[Problem]]
     while index < len(args):
         start, token = index, args[index]
         index += 1
-        if reason := _not_a_flag(token):
+        if reason := _not_a_flag(token, table):
             problems.append(_wrong(start, reason))
             continue
         name, inline, flag = _split(token, table)
-        following = args[index] if index < len(args) else None
-        value, took_next, reason = _value(name, flag, inline, following)
+        value, taken, reason = _value(name, flag, inline, _words(args[index:], table))
         if reason:
             problems.append(_wrong(start, reason))
-        index += took_next
+        index += taken
         found.append(Given(start, name, value, flag, tuple(args[start:index])))
     return found, problems
 
 
-def _not_a_flag(text: str) -> str | None:
+def _words(args: Sequence[str], table: Table) -> tuple[str, ...]:
+    """What stands in front of the next flag and can belong to the one before: one word in CLAP's style."""
+    most = 1 if table.style is Style.CLAP else len(args)
+    words: list[str] = []
+    for text in args[:most]:
+        is_number = table.style is not Style.CLAP and _NEGATIVE.fullmatch(text)
+        if text.startswith("-") and not is_number:
+            break
+        words.append(text)
+    return tuple(words)
+
+
+def _not_a_flag(text: str, table: Table) -> str | None:
     if text == "--" or text.startswith("--="):
         return f"'{text}' is no flag"
     if not text.startswith("-") or text == "-":
         return (
             f"{shown(text)} is no flag and belongs to none; a value that starts with '-' is written --flag=value"
         )
-    is_question = text in ("--help", "--version") or (not text.startswith("--") and text[1] in "hV")
+    if table.style is Style.CLAP:
+        is_question = text in ("--help", "--version") or (not text.startswith("--") and text[1] in "hV")
+    else:
+        is_question = _QUESTION.fullmatch(text) is not None
     return f"'{text}' would end the engine at once" if is_question else None
 
 
@@ -185,42 +233,50 @@ def _split(token: str, table: Table) -> tuple[str, str | None, Flag | None]:
     """(canonical name, value written in the same token, flag) of `--x`, `--x=v`, `-x`, `-xv` or `-x=v`."""
     if token.startswith("--"):
         written, equals, inline = token[2:].partition("=")
-        name = written.replace("_", "-")
-        name = table.aliases.get(name, name)
+        # behind a dot stands a key of a JSON value
+        head, dot, key = written.partition(".")
+        name = head.replace("_", "-")
+        name = table.aliases.get(name, name) + dot + key
         return name, inline if equals else None, table.flags.get(name)
+    if table.style is not Style.CLAP:
+        written, equals, inline = token.partition("=")
+        if (found := table.short(written[1:])) is not None:
+            return found, inline if equals else None, table.flags.get(found)
+        if table.style is Style.PLAIN or table.short(token[1]) is None:
+            return written, inline if equals else None, None
     rest = token[2:]
-    flag = table.short(token[1])
-    return flag.name if flag else token[:2], rest.removeprefix("=") if rest else None, flag
+    name = table.short(token[1]) or token[:2]
+    return name, rest.removeprefix("=") if rest else None, table.flags.get(name)
 
 
-def _value(
-    name: str, flag: Flag | None, inline: str | None, following: str | None
-) -> tuple[str | None, bool, str]:
-    """(value, whether the next token was taken, what is wrong or an empty text)."""
-    dashed = following is None or following.startswith("-")
-    if flag is None:
+def _value(name: str, flag: Flag | None, inline: str | None, words: Sequence[str]) -> tuple[str | None, int, str]:
+    """(value, how many of `words` behind it were taken, what is wrong or an empty text)."""
+    if flag is None or flag.takes is Takes.MANY:
         # nobody knows whether it takes a value: a bare word behind it can belong to nothing else
-        return (inline, False, "") if inline is not None or dashed else (following, True, "")
+        if inline is None and words:
+            return " ".join(words), len(words), ""
+        return inline, 0, ""
     if flag.takes is Takes.NOTHING:
-        return None, False, f"--{name} takes no value" if inline is not None else ""
+        return None, 0, f"--{name} takes no value" if inline is not None else ""
     if flag.takes is Takes.MAYBE_BOOLEAN:
         if inline is None:
-            return (following, True, "") if following in ("true", "false") else ("true", False, "")
-        return inline, False, "" if inline in ("true", "false") else f"--{name} takes true or false"
-    value = inline if inline is not None or dashed else following
-    if value is None:
-        hint = f"; a value that starts with '-' is written --{name}=value" if following else ""
-        return None, False, f"--{name} needs a value{hint}"
+            return (words[0], 1, "") if words and words[0] in ("true", "false") else ("true", 0, "")
+        return inline, 0, "" if inline in ("true", "false") else f"--{name} takes true or false"
+    if inline is None and not words:
+        return None, 0, f"--{name} needs a value; one that starts with '-' is written --{name}=value"
+    value = inline if inline is not None else words[0]
     reason = ""
     if flag.takes is Takes.NUMBER and not (value.isascii() and value.isdigit() and len(value) <= 18):
         reason = f"--{name} takes a number, got {shown(value)}"
     elif flag.owner is Owner.SECRET and not value:
         reason = f"--{name} must not be empty"
-    return value, inline is None, reason
+    return value, int(inline is None), reason
 
 
 def _misplaced(item: Given, table: Table, version: Version | None, strict: bool) -> Problem | None:
     if item.flag is None:
+        if table.style is not Style.CLAP and (problem := _in_disguise(item, table)) is not None:
+            return problem
         if not strict:
             return None
         guess = nearest(item.name, table.flags)
@@ -236,6 +292,19 @@ def _misplaced(item: Given, table: Table, version: Version | None, strict: bool)
     return None
 
 
+def _in_disguise(item: Given, table: Table) -> Problem | None:
+    """A flag that is ours under its beginning, or in other letters: argparse takes any unambiguous beginning."""
+    meant = item.name.partition(".")[0].lower()
+    owners = {flag.owner: flag.name for flag in table.flags.values() if flag.name.startswith(meant)}
+    if Owner.OWN in owners:
+        text = f"--{item.name} may be read as --{owners[Owner.OWN]}, which is set by the manager"
+        return Problem(item.path, "MANAGED_FLAG", text)
+    for owner in (Owner.LIFT, Owner.SECRET, Owner.ENV):
+        if owner in owners:
+            return Problem(item.path, "INVALID_CONFIG", f"--{item.name}: write --{owners[owner]} in full")
+    return None
+
+
 def _once(given: Iterable[Given]) -> tuple[list[Given], list[Problem], list[str]]:
     first: dict[str, Given] = {}
     once: list[Given] = []
@@ -243,7 +312,9 @@ def _once(given: Iterable[Given]) -> tuple[list[Given], list[Problem], list[str]
     warnings: list[str] = []
     for item in given:
         earlier = first.setdefault(item.name, item)
-        if earlier is item or (item.flag and item.flag.repeatable):
+        # `--x.list+` adds to a list of a JSON value
+        may_repeat = item.flag.repeatable if item.flag else item.name.endswith("+")
+        if earlier is item or may_repeat:
             once.append(item)
         elif earlier.value == item.value:
             warnings.append(f"--{item.name} is given twice; once is enough")

@@ -1,4 +1,4 @@
-"""Log lines of text-embeddings-router and of our engine: facts, the last error, secrets masked.
+"""Log lines of the engines: facts of text-embeddings-router and ours, the error behind an end, secrets masked.
 
 Facts are hints: the router's own INFO lines are off by default, and probes decide about readiness.
 """
@@ -57,6 +57,20 @@ _WHOLE_LINE = {Fact.CPU_FALLBACK, Fact.BOUND_WIDE}
 _IN_PLAIN_TEXT = {Fact.CPU_FALLBACK, Fact.DEVICE}
 
 _ERROR_LINE = re.compile(r"error:", re.IGNORECASE)
+# `(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718] `, `ERROR:    `, `0.00.123.456 E `
+_PREFIX = re.compile(
+    r"(?:\(\w+(?: \w+=\d+)+\) *)?"
+    r"(?:(?:CRITICAL|ERROR|WARNING|INFO|DEBUG):? +(?:\d\d-\d\d \d\d:\d\d:\d\d +)?(?:\[[^\]]*:\d+\] *)?)?"
+    r"(?:\d+(?:\.\d+){3} [A-Z] )?"
+)
+_TROUBLE = re.compile(
+    r"\berror\b|\w(?:Error|Exception)\b|\bfail(?:ed|ure)\b|couldn't|cannot|unable to|out of memory"
+    r"|invalid argument|already in use",
+    re.IGNORECASE,
+)
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Exit|NotFound)\b")
+_FOLLOWS = re.compile(r"engine core initialization failed|see root cause|failed to start", re.IGNORECASE)
+_COMPLAINT = re.compile(r"^[\w.-]+(?: [\w-]+)?: error: ")
 _PANIC_LINE = re.compile(r"thread '.*' (?:\(\d+\) )?panicked at ")
 _CAUSE_NUMBER = re.compile(r"\d+: ")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -108,6 +122,24 @@ def errors_in(tail: str) -> Errors:
         elif _PANIC_LINE.match(line):
             panic = " ".join([line, *lines[index + 1 : index + 2]]).strip()
     return Errors(logged, printed, panic, first)
+
+
+def troubles(tail: str) -> tuple[str, ...]:
+    """The lines of a program in Python or C++ that tell of something that went wrong, without what a logger put in
+    front: time, level, file, process."""
+    lines = (_PREFIX.sub("", _ANSI.sub("", line).strip()) for line in mask(tail).splitlines())
+    return tuple(_shortened(line) for line in lines if _TROUBLE.search(line))
+
+
+def python_error(tail: str) -> str | None:
+    """The exception, or the complaint of argparse, that explains an end.
+
+    vLLM's processes end one after the other, and the last one only says that another was first.
+    """
+    found = troubles(tail)
+    raised = [line for line in found if _EXCEPTION.match(line) and not _FOLLOWS.search(line)]
+    complaints = [line for line in found if _COMPLAINT.search(line)]
+    return next((lines[-1] for lines in (complaints, raised, found) if lines), None)
 
 
 def cpu_line(tail: str, *, pinned: bool) -> str | None:

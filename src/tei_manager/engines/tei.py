@@ -8,8 +8,9 @@ from typing import Any
 from tei_manager.domain.exits import ExitReason
 from tei_manager.domain.instance import InstanceSpec, Ports, Protocol
 from tei_manager.engines import devices, environment, exit_reading, flag_tables
-from tei_manager.engines.base import Ask, Launch, Probe, Refusal, Surroundings
+from tei_manager.engines.base import Ask, Launch, Page, Probe, Refusal, Surroundings
 from tei_manager.engines.flags import Merged, Table, emit, merge
+from tei_manager.engines.metrics_reading import read_metrics
 from tei_manager.engines.version import Version, is_known, is_supported, parse_version
 from tei_manager.kits.parsing import Problem
 
@@ -81,6 +82,18 @@ class Tei:
             return Probe(Ask.GRPC_WARM_UP, ports.main)
         return Probe(Ask.HTTP_WARM_UP, ports.main, "/embed")
 
+    def metrics(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Page | None:
+        spoken = spec.protocol or protocol
+        if spoken is Protocol.UNKNOWN:
+            return None
+        if spoken is Protocol.GRPC:
+            return Page(ports.metrics, "/", read_metrics) if ports.metrics else None
+        return Page(ports.main, "/metrics", read_metrics)
+
+    def info(self, spec: InstanceSpec, ports: Ports, protocol: Protocol) -> Probe | None:
+        spoken = spec.protocol or protocol
+        return None if spoken is Protocol.UNKNOWN else self.liveness(spec, ports, protocol)
+
     def read_exit(self, code: int | None, signal: int | None, tail: str, *, was_ready: bool) -> ExitReason:
         return exit_reading.read_exit(code, signal, tail, was_ready=was_ready)
 
@@ -105,7 +118,7 @@ def absorb(
     problems += [
         Problem(f"env.{flag.variable}", "INVALID_CONFIG", "must not be empty: the engine would refuse every call")
         for flag in table.flags.values()
-        if flag.variable == "API_KEY" and spec.env.get(flag.variable) == ""
+        if flag.name == "api-key" and spec.env.get(flag.variable) == ""
     ]
     if problems:
         return spec, tuple(problems)

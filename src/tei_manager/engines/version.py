@@ -1,4 +1,4 @@
-"""Releases of text-embeddings-router, and which of them we drive."""
+"""Releases of text-embeddings-router, and which of them we drive; releases of vLLM."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 _ROUTER = re.compile(r"text-embeddings-router[ v]+(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
+_VLLM = re.compile(r"(?:vllm +)?v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?(?:[^\d.\s]\S*|\.\S+)?", re.IGNORECASE)
 _ENGINE = re.compile(r"\btei-engine[ v]+(\S+)")
 
 
@@ -37,6 +38,14 @@ def parse_version(text: str | None) -> Version | None:
     major, minor, patch = (int(part or 0) for part in router.groups())
     engine = _ENGINE.search(text[: router.start()])
     return Version(major, minor, patch, engine[1] if engine else None)
+
+
+def parse_vllm_version(text: str | None) -> Version | None:
+    """The version in what `vllm --version` printed: the number alone, perhaps with more, as `0.11.0rc2+cu128`."""
+    if text is None or (found := _VLLM.fullmatch(text.strip())) is None:
+        return None
+    major, minor, patch = (int(part or 0) for part in found.groups())
+    return Version(major, minor, patch)
 
 
 def is_supported(version: Version | None) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from tei_manager.domain.figures import Figures
 from tei_manager.domain.instance import EngineKind, Instance, InstanceSpec, Origin
+from tei_manager.engines.metrics_reading import EngineInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,26 @@ class Warning:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Something of ours works less well than it should. `reason` is a stable word such as `state-save`.
+
+    `since` is in seconds since the epoch, `detail` for people.
+    """
+
+    reason: str
+    since: float | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of the process that runs now, and of its work since it was started."""
+
+    info: EngineInfo | None = None  # None = it has not told
+    figures: Figures = field(default_factory=Figures)
+
+
 class Fleet(Protocol):
     """Reads answer from memory at once. Verbs are idempotent: two equal ones at once act as one."""
 
@@ -38,8 +60,8 @@ class Fleet(Protocol):
     def warnings(self) -> tuple[Warning, ...]: ...
 
     @property
-    def degraded(self) -> tuple[str, ...]:
-        """Reasons, sorted, such as `state-save`; empty = all is well."""
+    def degraded(self) -> tuple[Degraded, ...]:
+        """Sorted by reason; empty = all is well."""
         ...
 
     @property
@@ -56,6 +78,13 @@ class Fleet(Protocol):
 
     def get(self, name: str) -> Instance:
         """Raises `errors.UnknownInstance`."""
+        ...
+
+    async def inspect(self, name: str) -> Inspection:
+        """Ask the engine, if it answers at once, else what is remembered of it: within 100 ms, whatever it does.
+
+        Raises `errors.UnknownInstance`.
+        """
         ...
 
     async def create(self, spec: InstanceSpec, *, origin: Origin) -> Instance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tei_manager.domain.figures import Figures
 from tei_manager.domain.instance import Instance
 from tei_manager.domain.target import Endpoint
 
@@ -26,4 +27,8 @@ class FrontDoor(Protocol):
 
     def last_success(self, uid: str) -> float | None:
         """Monotonic time of the last call that ended well there."""
+        ...
+
+    def figures(self, uid: str) -> Figures:
+        """The calls that ended there since it was announced; nothing for an unknown uid."""
         ...

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Sequence
 
 from tei_manager.domain import errors
-from tei_manager.domain.instance import EngineKind
 from tei_manager.domain.request import EmbedCall, Input
 from tei_manager.domain.target import Endpoint
 from tei_manager.ports.grpc_upstream import EngineStatus, GrpcStream, GrpcUpstream
@@ -53,7 +52,7 @@ class Caller:
         answer = await self._http.send(endpoint, wire, timeout_secs=timeout_secs)
         is_plain_needed = (
             wants_base64
-            and endpoint.engine is EngineKind.COMMAND
+            and endpoint.engine in instances.SPEAKS_OPENAI
             and answer.status in (400, 422)
             and b"encoding_format" in answer.body
         )
@@ -88,7 +87,7 @@ class Caller:
         self._http.forget(uid)
 
     async def _ask(self, endpoint: Endpoint) -> Facts:
-        is_foreign = endpoint.engine is EngineKind.COMMAND
+        is_foreign = endpoint.engine in instances.SPEAKS_OPENAI
         default = instances.OPENAI_BATCH if is_foreign else instances.DEFAULT_BATCH
         try:
             answer = await self._http.send(endpoint, instances.INFO, timeout_secs=INFO_TIMEOUT_SECS)

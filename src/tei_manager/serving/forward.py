@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tei_manager.domain import errors
-from tei_manager.domain.instance import EngineKind
 from tei_manager.domain.target import Endpoint, Routing
 from tei_manager.ports.grpc_metrics import GrpcMetrics
 from tei_manager.ports.grpc_upstream import (
@@ -18,6 +17,7 @@ from tei_manager.ports.grpc_upstream import (
     Metadata,
     Unreachable,
 )
+from tei_manager.serving.providers import instances
 from tei_manager.serving.router import Router
 
 UNRESOLVED = "unknown"
@@ -149,7 +149,7 @@ def _speaking(candidates: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         first = candidates[0]
         reason = (
             "does not speak tei.v1"
-            if first.engine is EngineKind.COMMAND
+            if first.engine in instances.SPEAKS_OPENAI
             else "speaks HTTP only, which the gRPC multiplexer cannot forward to"
         )
         raise errors.Unsupported(f"Instance '{first.instance}' {reason}")

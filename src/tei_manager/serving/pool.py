@@ -9,14 +9,25 @@ from types import TracebackType
 from typing import Self
 
 from tei_manager.domain import errors
+from tei_manager.domain.figures import Figures
 from tei_manager.domain.target import Endpoint
 from tei_manager.serving import cutting
 
 
 class _Slot:
-    """One announced endpoint. `held` is who calls it now; nothing else is counted."""
+    """One announced endpoint. `held` is who calls it now; the rest is counted of calls that are over."""
 
-    __slots__ = ("endpoint", "held", "is_closed", "is_empty", "last_success", "picked")
+    __slots__ = (
+        "answered",
+        "answered_secs",
+        "ended",
+        "endpoint",
+        "held",
+        "is_closed",
+        "is_empty",
+        "last_success",
+        "picked",
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -25,6 +36,8 @@ class _Slot:
         self.is_empty = asyncio.Event()  # meaningful once closed
         self.picked = 0
         self.last_success: float | None = None
+        self.ended = self.answered = 0
+        self.answered_secs = 0.0
 
 
 class Permit(cutting.Cuttable):
@@ -34,30 +47,36 @@ class Permit(cutting.Cuttable):
     in the task that makes the call, by `with` or `async with`: neither waits.
     """
 
-    __slots__ = ("_clock", "_pool", "_slot")
+    __slots__ = ("_began", "_clock", "_pool", "_slot")
 
     def __init__(self, pool: Pool, slot: _Slot, clock: Callable[[], float]) -> None:
         super().__init__()
         self._pool, self._slot, self._clock = pool, slot, clock
+        self._began = 0.0
 
     @property
     def endpoint(self) -> Endpoint:
         return self._slot.endpoint
 
     def succeeded(self) -> None:
-        """The engine answered: it is alive."""
-        self._slot.last_success = self._clock()
+        """The engine answered: it is alive. To be said once, when its whole answer is there."""
+        slot = self._slot
+        now = slot.last_success = self._clock()
+        slot.answered += 1
+        slot.answered_secs += now - self._began
 
     def __enter__(self) -> Self:
         if self._slot.is_closed:
             raise _closing(self._slot.endpoint)
         self._slot.held.add(self)
+        self._began = self._clock()
         return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._slot.held.discard(self)
+        self._slot.ended += 1
         if self._slot.is_closed and not self._slot.held:
             self._pool._emptied(self._slot)
         super().__exit__(kind, error, trace)
@@ -144,6 +163,12 @@ class Pool:
         """Clock time of the last call that ended well there."""
         slot = self._slots.get(uid)
         return slot.last_success if slot is not None else None
+
+    def figures(self, uid: str) -> Figures:
+        """The calls that ended there, of both doors; a stream is one call. Nothing once it is withdrawn."""
+        if (slot := self._slots.get(uid)) is None:
+            return Figures()
+        return Figures(slot.ended, slot.ended - slot.answered, slot.answered, slot.answered_secs)
 
     def _emptied(self, slot: _Slot) -> None:
         slot.is_empty.set()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tei_manager.domain import errors
+from tei_manager.domain.figures import Figures
 from tei_manager.domain.instance import Desired, Instance, Status
 from tei_manager.domain.target import ByIndex, ByModel, ByName, Endpoint, Routing
 from tei_manager.serving.pool import Pool
@@ -109,6 +110,9 @@ class Router:
 
     def last_success(self, uid: str) -> float | None:
         return self.pool.last_success(uid)
+
+    def figures(self, uid: str) -> Figures:
+        return self.pool.figures(uid)
 
     # -- what the doors ask -----------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from tei_manager.domain.instance import (
     Status,
 )
 from tei_manager.domain.target import Endpoint
-from tei_manager.ports.fleet import LogSlice, Warning
+from tei_manager.ports.fleet import Degraded, Inspection, LogSlice, Warning
 from tei_manager.ports.frontdoor import FrontDoor
 
 MOST_LINES = 10_000
@@ -53,7 +53,8 @@ class FakeFleet:
     ) -> None:
         self.default_engine = default_engine
         self.warnings: tuple[Warning, ...] = ()
-        self.degraded: tuple[str, ...] = ()
+        self.degraded: tuple[Degraded, ...] = ()
+        self.inspections: dict[str, Inspection] = {}  # by name; nothing is known of the others
         self.is_reconciled = True
         self.is_draining = False
         self.verbs: list[tuple[str, str]] = []  # (verb, name) in the order they were asked for
@@ -75,6 +76,10 @@ class FakeFleet:
         if (instance := self._instances.get(name)) is None:
             raise errors.UnknownInstance(name)
         return instance
+
+    async def inspect(self, name: str) -> Inspection:
+        self.get(name)
+        return self.inspections.get(name, Inspection())
 
     async def create(self, spec: InstanceSpec, *, origin: Origin) -> Instance:
         self.verbs.append(("create", spec.name))

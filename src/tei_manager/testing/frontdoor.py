@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from tei_manager.domain.figures import Figures
 from tei_manager.domain.instance import Instance
 from tei_manager.domain.target import Endpoint
 
@@ -19,12 +20,14 @@ class Call:
     """One call in flight. `is_cut`: a withdrawal did not wait for it any longer."""
 
     slot: _Slot
+    began: float
     is_cut: bool = False
 
     def end(self) -> None:
         """It ended well."""
         self.slot.calls.discard(self)
-        self.slot.last_success = asyncio.get_running_loop().time()
+        now = self.slot.last_success = asyncio.get_running_loop().time()
+        self.slot.figures += Figures(requests=1, timed=1, seconds=now - self.began)
         if not self.slot.calls:
             self.slot.is_empty.set()
 
@@ -34,6 +37,7 @@ class _Slot:
     endpoint: Endpoint
     calls: set[Call] = field(default_factory=set)
     last_success: float | None = None
+    figures: Figures = field(default_factory=Figures)
     is_empty: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -53,7 +57,7 @@ class FakeFrontDoor:
 
     def begin_call(self, name: str) -> Call:
         slot = next(slot for slot in self._slots.values() if slot.endpoint.instance == name)
-        call = Call(slot)
+        call = Call(slot, asyncio.get_running_loop().time())
         slot.calls.add(call)
         slot.is_empty.clear()
         return call
@@ -84,3 +88,7 @@ class FakeFrontDoor:
     def last_success(self, uid: str) -> float | None:
         slot = self._slots.get(uid)
         return slot.last_success if slot is not None else None
+
+    def figures(self, uid: str) -> Figures:
+        slot = self._slots.get(uid)
+        return slot.figures if slot is not None else Figures()

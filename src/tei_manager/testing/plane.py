@@ -60,8 +60,16 @@ class FakeLogs:
 
 
 class FakeModels:
+    """Models on this machine: `folders[path]` are the names of the files there."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, tuple[str, ...]] = {}
+
     def folder(self, source: str) -> str | None:
-        return None
+        return source if source in self.folders else None
+
+    def files(self, folder: str, suffix: str) -> tuple[str, ...]:
+        return tuple(name for name in self.folders[folder] if name.endswith(suffix))
 
 
 class CountingMetrics:
@@ -118,6 +126,7 @@ class Plane:
         self.store = MemoryStore()
         self.prober = FakeProber(self.machine)
         self.logs = FakeLogs()
+        self.models = FakeModels()
         self.taken: set[int] = set()  # ports that foreign processes hold
         self.frontdoor, self.metrics = FakeFrontDoor(), CountingMetrics()
         self.journal = MemoryJournal(lambda: EPOCH + asyncio.get_running_loop().time())
@@ -130,10 +139,11 @@ class Plane:
             engines=catalog.ENGINES,
             driver=self.driver,
             prober=self.prober,
+            inspector=self.prober,
             frontdoor=self.frontdoor,
             store=self.store,
             logs=self.logs,
-            models=FakeModels(),
+            models=self.models,
             metrics=self.metrics,
             journal=self.journal,
             port_is_free=lambda _, port: self.is_free(port),

@@ -4,6 +4,8 @@
     prober.says("bge", Seen(False, "503"), Seen(True))            # then always the last one
     prober.says("bge", Seen(True), about=Ask.HTTP_WARM_UP)
     prober.becomes_ready_after("bge", 120)                        # seconds from the first question to each process
+    prober.tells("bge", info=EngineInfo(version="1.9.3"))
+    prober.counted["bge"] = EngineMetrics(latency=Summary(0.5, 10))  # None = its page cannot be read
 
 A port on which no process listens refuses. An instance of which nothing was said answers well.
 """
@@ -14,7 +16,8 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from tei_manager.engines.base import Ask, Probe
+from tei_manager.engines.base import Ask, Page, Probe
+from tei_manager.engines.metrics_reading import EngineInfo, EngineMetrics
 from tei_manager.ports.prober import Seen
 from tei_manager.testing.driver import FakeMachine, FakeProcess
 
@@ -29,13 +32,20 @@ class _Engine:
     answers: dict[Ask | None, deque[Seen]] = field(default_factory=dict)
     ready_after: float = 0.0
     takes_secs: float = 0.0
+    info: EngineInfo | None = None
 
 
 class FakeProber:
-    """Implements `ports.prober.Prober`. `asked` is every question that met a process: (instance, probe)."""
+    """Implements `ports.prober.Prober` and `ports.inspector.Inspector`.
+
+    `asked` is every question of a probe that met a process: (instance, probe); `readings` counts pages that were
+    asked for.
+    """
 
     def __init__(self, machine: FakeMachine) -> None:
         self.asked: list[tuple[str, Probe]] = []
+        self.counted: dict[str, EngineMetrics | None] = {}
+        self.readings = 0
         self._machine = machine
         self._engines: dict[str, _Engine] = {}
         self._first_asked: dict[str, float] = {}
@@ -51,6 +61,32 @@ class FakeProber:
     def takes(self, name: str, secs: float) -> None:
         """Answer only after so long; a timeout before that is the answer then."""
         self._engine(name).takes_secs = secs
+
+    def tells(self, name: str, info: EngineInfo | None) -> None:
+        """What it says of itself from now on."""
+        self._engine(name).info = info
+
+    async def metrics(
+        self, host: str, page: Page, *, timeout_secs: float, key: str | None = None
+    ) -> EngineMetrics | None:
+        self.readings += 1
+        name = await self._answering(page.port, timeout_secs)
+        return None if name is None else self.counted.get(name, EngineMetrics())
+
+    async def info(
+        self, host: str, probe: Probe, *, timeout_secs: float, key: str | None = None
+    ) -> EngineInfo | None:
+        name = await self._answering(probe.port, timeout_secs)
+        return None if name is None else self._engine(name).info
+
+    async def _answering(self, port: int, timeout_secs: float) -> str | None:
+        """The instance behind a port, when it would answer; None if it does not in time."""
+        if (process := self._listener(port)) is None:
+            return None
+        name = process.order.name
+        takes_secs = self._engine(name).takes_secs
+        await asyncio.sleep(min(takes_secs, timeout_secs))
+        return name if takes_secs <= timeout_secs and process.is_alive else None
 
     async def ask(self, host: str, probe: Probe, *, timeout_secs: float, key: str | None = None) -> Seen:
         if (process := self._listener(probe.port)) is None:

@@ -129,12 +129,26 @@ def test_flags_are_named_by_key_or_by_flag_and_none_means_not_given(home):
         ("state_file = '~/s.toml'", "state_file", "HOME/s.toml"),
         ("model_roots = ['~/m']", "model_roots", ("HOME/m",)),
         ("tei_binary_path = '~/bin/tei'", "tei_binary_path", "HOME/bin/tei"),
+        ("llamacpp_binary_path = '~/llama'", "llamacpp_binary_path", "HOME/llama"),
+        ("vllm_command = ['uvx', 'vllm', 'serve']", "vllm_command", ("uvx", "vllm", "serve")),
     ],
 )
 def test_flat_and_table_spelling_are_equal(load_text, tmp_path, text, key, value):
     found = getattr(load_text(text).config, key)
     as_text = str(found).replace(str(tmp_path), "HOME")
     assert as_text == str(value) or as_text == f"(PosixPath('{value[0]}'),)" or found == value
+
+
+def test_programs_of_engines(load_text, problems, tmp_path):
+    config = load_text("vllm_command = ['~/bin/vllm', 'serve']").config
+    assert config.vllm_command == (str(tmp_path / "bin/vllm"), "serve")
+    assert load_text("api_port = 9100").config.vllm_command == ("vllm", "serve")
+    assert problems("vllm_command = []\nllamacpp_binary_path = ''") == [
+        "file:1: vllm_command: expected a list of 1 to 64 items, each a text that is not empty, got []",
+        'file:2: llamacpp_binary_path: expected a program name or path, got ""',
+    ]
+    (line,) = load_text(instance("a", model_id="org/m-GGUF:Q4_K_M", engine="llamacpp")).config.instances
+    assert line["model_id"] == "org/m-GGUF:Q4_K_M"
 
 
 def test_both_spellings_in_one_file_are_a_problem(problems):
@@ -276,7 +290,19 @@ def test_two_ports_each_for_embedded_engines(load_text, problems):
             "file:4: instances[0].prometheus_port: port 9000 is already api_port",
         ),
         (instance("a", port=80), "file:4: instances[0].port: expected an integer 1024-65535 or 0, got 80"),
-        (instance("a", engine="vllm"), "file:4: instances[0].engine: expected one of embedded, tei, command"),
+        (
+            instance("a", model_id="org/model:Q4_0", engine="tei"),
+            "file:3: instances[0].model_id: ':QUANT' is only for engine 'llamacpp'",
+        ),
+        (
+            instance("a", model_id="org/model:", engine="llamacpp"),
+            "file:3: instances[0].model_id: expected a hub id like 'org/name'",
+        ),
+        (
+            instance("a", engine="vllm", extra_args=["--seed", "1", "--port", "1"]),
+            "file:1: instances[0].extra_args[2]: --port is set by the manager",
+        ),
+        (instance("a", engine="sglang"), "file:4: instances[0].engine: expected one of embedded, tei, vllm"),
         (instance("a", command=["x"]), "file:4: instances[0].command: is only for engine 'command'"),
         (instance("a", gpu_id=0, gpu_ids=[1]), "file:5: instances[0].gpu_ids: give gpu_id or gpu_ids, not both"),
     ],

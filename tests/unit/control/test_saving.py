@@ -9,7 +9,7 @@ from tei_manager.domain import spec as specs
 from tei_manager.domain.instance import Desired, Status
 from tei_manager.ports.store import State
 from tei_manager.testing.driver import Script
-from tei_manager.testing.plane import Plane
+from tei_manager.testing.plane import EPOCH, Plane
 from tei_manager.testing.store import MemoryStore
 
 FULL = OSError(28, "No space left on device")
@@ -90,15 +90,18 @@ async def test_a_full_disk_fails_no_verb_is_told_and_healed(plane: Plane) -> Non
     await plane.running("kept")
     saved = plane.store.state
     plane.store.failure = FULL
+    failing_since = EPOCH + plane.now
     await plane.running("x")
-    assert plane.fleet.degraded == ("state-save",)
+    [degraded] = plane.fleet.degraded
+    assert (degraded.reason, degraded.detail) == ("state-save", str(FULL))
+    assert degraded.since == pytest.approx(failing_since, abs=1)
     await plane.fleet.restart("x")
     await plane.fleet.stop("x")
     assert plane.get("x").status is Status.STOPPED
     assert plane.store.state is saved
     await plane.settle(20)
     plane.store.failure = None
-    assert plane.fleet.degraded == ("state-save",)
+    assert plane.fleet.degraded == (degraded,)  # the same failure, and since when
     await plane.settle(5.1)
     assert plane.fleet.degraded == ()
     assert [record.spec.name for record in plane.store.state.records] == ["kept", "x"]
@@ -109,7 +112,7 @@ async def test_any_error_of_the_store_is_survived_and_repeated(plane: Plane) -> 
     plane.store.failure = ValueError("a bug")  # type: ignore[assignment]
     await plane.running("x")
     await plane.settle(11)
-    assert plane.fleet.degraded == ("state-save",)
+    assert [(each.reason, each.detail) for each in plane.fleet.degraded] == [("state-save", "a bug")]
     plane.store.failure = None
     await plane.settle(5.1)
     assert plane.fleet.degraded == ()
@@ -126,7 +129,7 @@ class Numbered:
         self.store = MemoryStore()
         self.store.save_secs = 1.0
         self.taken = 0
-        self.keeper = Keeper(self.store, self._snapshot)
+        self.keeper = Keeper(self.store, self._snapshot, lambda: 0.0)
 
     def _snapshot(self) -> State:
         self.taken += 1

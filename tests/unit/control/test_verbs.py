@@ -8,7 +8,7 @@ import pytest
 from tei_manager.domain import errors
 from tei_manager.domain.instance import Desired, Instance, Status
 from tei_manager.testing.driver import KILL, TERM, Script
-from tei_manager.testing.plane import Plane
+from tei_manager.testing.plane import EPOCH, Plane
 
 Arrange = Callable[[Plane], Awaitable[None]]
 
@@ -261,9 +261,13 @@ async def test_a_stop_asks_first_and_kills_after_the_grace(plane: Plane) -> None
 async def test_a_process_that_survives_its_kill_is_told_and_tried_again(plane: Plane) -> None:
     plane.driver.script("x", Script(is_unkillable=True, ignores_term=True))
     await plane.running("x")
+    killed_at = EPOCH + plane.now + 30
     with pytest.raises(errors.DriverError, match="could not be stopped"):
         await plane.fleet.stop("x")
-    assert plane.fleet.degraded == ("stuck-instance",)
+    [stuck] = plane.fleet.degraded
+    assert stuck.reason == "stuck-instance"
+    assert stuck.since == pytest.approx(killed_at, abs=1)  # not when it was tried last
+    assert (stuck.detail or "").startswith("process 1001 of instance 'x' does not end: ")
     assert plane.get("x").pid == 1001
     assert plane.store.state.records[0].handle is not None
     # neither its name nor its port are anybody else's yet

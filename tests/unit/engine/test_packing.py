@@ -32,13 +32,13 @@ entries = st.builds(
 limits = st.builds(Limits, tokens=st.integers(16, 512), entries=st.none() | st.integers(1, 20))
 
 
-@given(queue=st.lists(entries, max_size=120), limits=limits, now=st.floats(0, 200))
-def test_runs_respect_their_limits_and_lose_nobody(queue, limits, now):
+@given(queue=st.lists(entries, max_size=120), limits=limits, now=st.floats(0, 200), idle=st.integers(1, 8))
+def test_runs_respect_their_limits_and_lose_nobody(queue, limits, now, idle):
     lanes = Lanes(limits)
     lanes.push(queue)
     served = []
     while len(lanes):
-        run = lanes.take(now=now, mean_run=0.01)
+        run = lanes.take(now=now, mean_run=0.01, idle=idle)
         assert run, "entries are queued, so there is a run"
         longest = max(item.length for item in run)
         assert len(run) == 1 or longest * len(run) <= limits.tokens
@@ -135,3 +135,16 @@ def test_an_entry_above_the_budget_runs_alone(length):
     lanes = Lanes(Limits(256))
     lanes.push(items([length, 10, length]))
     assert [item.length for item in lanes.take(now=0, mean_run=1)] == [length]
+
+
+def test_idle_threads_share_a_short_queue():
+    lanes = Lanes(Limits(256))
+    lanes.push([item for number in range(7) for item in items([12], f"job-{number}")])
+    shares = [len(lanes.take(now=0, mean_run=0.01, idle=idle)) for idle in (3, 2, 1)]
+    assert shares == [2, 2, 3]
+
+
+def test_a_long_queue_is_not_cut_smaller():
+    lanes = Lanes(Limits(256))
+    lanes.push([item for number in range(60) for item in items([60], f"job-{number}")])
+    assert [len(lanes.take(now=0, mean_run=0.01, idle=2)) for _ in range(3)] == [4, 4, 4]

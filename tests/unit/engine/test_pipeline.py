@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tei_engine import errors
+from tei_engine.batching import compute
 from tei_engine.batching.jobs import Ask
 from tei_engine.batching.pipeline import Pipeline, Sizing
 from tei_engine.graph.outputs import Output
@@ -107,8 +108,16 @@ async def test_vectors_are_cut_and_normalised_as_asked(pipeline):
 
 async def test_a_lone_run_is_wide(pipeline):
     one = pipeline()
-    await one.run(raw([5] * 9))
-    assert one.model.runs == [(True, [9])]
+    await one.run(raw([5] * 40))
+    assert one.model.runs == [(True, [40])]
+
+
+async def test_a_lone_short_run_does_not_wake_all_cores(pipeline, monkeypatch):
+    monkeypatch.setattr(compute, "_WARM_SECONDS", 10.0)
+    one = pipeline()
+    for _ in range(3):
+        await one.run(raw([5] * 9))
+    assert one.model.runs == [(False, [9]), (True, [9]), (True, [9])]
 
 
 async def test_an_entry_that_fails_fails_alone(pipeline):
@@ -305,3 +314,11 @@ async def test_many_requests_at_once_all_get_their_own_answer(pipeline):
         assert job.rows.tolist() == [[length, number % 60 + 1, 0]]
     for _, run in one.model.runs:
         assert max(run) * len(run) <= 64
+
+
+async def test_among_others_no_run_takes_all_cores(pipeline):
+    one = pipeline()
+    await asyncio.gather(*(one.run(raw([number] * 9)) for number in range(1, 6)))
+    one.model.runs.clear()
+    await one.run(raw([5] * 9))  # alone, but only just
+    assert one.model.runs == [(False, [9])]

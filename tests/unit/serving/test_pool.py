@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tei_manager.domain import errors
+from tei_manager.domain.figures import Figures
 from tei_manager.domain.instance import EngineKind, Protocol
 from tei_manager.domain.target import Endpoint
 from tei_manager.serving.pool import Pool
@@ -148,3 +149,24 @@ async def test_the_last_success_is_remembered_while_the_endpoint_lives() -> None
     assert pool.last_success(A.uid) is None
     pool.announce(A)  # the same process again, found alive after all
     assert pool.in_flight(A.uid) == 0
+
+
+async def test_what_ended_is_counted_and_what_was_answered_is_timed() -> None:
+    now = 0.0
+    pool = Pool(clock=lambda: now)
+    pool.announce(A)
+    assert pool.figures(A.uid) == pool.figures("nobody") == Figures()
+    for secs in (0.5, 1.5):
+        with pool.permit(A) as permit:
+            now += secs
+            permit.succeeded()
+    permit = pool.permit(A)
+    with pytest.raises(errors.UpstreamError), permit:
+        raise errors.UpstreamError("broke off")
+    with pool.permit(A):
+        assert pool.figures(A.uid).requests == 3  # one that runs is not counted yet
+    figures = pool.figures(A.uid)
+    assert figures == Figures(requests=4, failed=2, timed=2, seconds=2.0)
+    assert (figures.avg_latency_secs, figures.error_rate) == (1.0, 0.5)
+    await pool.withdraw(A.uid, drain_secs=0)
+    assert pool.figures(A.uid) == Figures()

@@ -30,7 +30,9 @@ def endpoint(engine):
     )
 
 
-TEI, EMBEDDED, COMMAND = (endpoint(EngineKind(kind)) for kind in ("tei", "embedded", "command"))
+TEI, EMBEDDED, COMMAND, VLLM, LLAMACPP = (
+    endpoint(EngineKind(kind)) for kind in ("tei", "embedded", "command", "vllm", "llamacpp")
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,20 @@ TEI, EMBEDDED, COMMAND = (endpoint(EngineKind(kind)) for kind in ("tei", "embedd
             None,
             "/v1/embeddings",
             {"model": "org/m", "input": "x", "encoding_format": "base64"},
+        ),
+        (
+            VLLM,
+            ["x", "y"],
+            4,
+            "/v1/embeddings",
+            {"model": "org/m", "input": ["x", "y"], "encoding_format": "base64", "dimensions": 4},
+        ),
+        (
+            LLAMACPP,
+            [[1, 2]],
+            None,
+            "/v1/embeddings",
+            {"model": "org/m", "input": [[1, 2]], "encoding_format": "base64"},
         ),
     ],
 )
@@ -61,6 +77,20 @@ def call(**fields):
 def test_only_the_embedded_engine_is_asked_for_bytes():
     assert instances.embed_request(EMBEDDED, call(), ["x"]).headers["accept"] == "application/octet-stream"
     assert instances.embed_request(TEI, call(), ["x"]).headers["accept"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("where", "truncate", "sent"),
+    [
+        (VLLM, Truncate.NONE, {}),
+        (VLLM, Truncate.END, {"truncate_prompt_tokens": -1}),
+        (VLLM, Truncate.START, {"truncate_prompt_tokens": -1, "truncation_side": "left"}),
+        (LLAMACPP, Truncate.END, {}),
+    ],
+)
+def test_only_vllm_is_told_to_cut_in_openais_dialect(where, truncate, sent):
+    wire = instances.embed_request(where, call(truncate=truncate, normalize=False), ["x"], wants_base64=False)
+    assert orjson.loads(wire.body) == {"model": "org/m", "input": "x", **sent}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tei_manager.domain.instance import Status
-from tei_manager.ports.fleet import Warning
+from tei_manager.ports.fleet import Degraded, Warning
 from tei_manager.testing.fleet import FakeFleet
 
 SPEC = {"name": "bge", "model_id": "BAAI/bge-small-en-v1.5"}
@@ -283,11 +283,19 @@ async def test_a_log_slice_of_no_meaning(door, query):
 async def test_health_says_what_is_degraded_and_stays_200(door):
     reply = await door("GET", "/health")
     assert (reply.status, reply.json["status"], reply.json["degraded"]) == (200, "healthy", [])
-    door.fleet.degraded = ("state-save", "stuck-instance")
+    door.fleet.degraded = (
+        Degraded("state-save", since=0.0, detail="no space left"),
+        Degraded("stuck-instance", detail="one"),
+        Degraded("stuck-instance", detail="two"),
+    )
     door.fleet.warnings = (Warning("AUTH_DISABLED", "anybody may enter"),)
     reply = await door("GET", "/health/live")
     assert (reply.status, reply.json["status"]) == (200, "degraded:state-save,stuck-instance")
-    assert [each["reason"] for each in reply.json["degraded"]] == ["state-save", "stuck-instance"]
+    assert reply.json["degraded"] == [
+        {"reason": "state-save", "since": "1970-01-01T00:00:00.000Z", "device": None, "detail": "no space left"},
+        {"reason": "stuck-instance", "since": None, "device": None, "detail": "one"},
+        {"reason": "stuck-instance", "since": None, "device": None, "detail": "two"},
+    ]
     assert reply.json["warnings"] == [{"code": "AUTH_DISABLED", "message": "anybody may enter"}]
 
 

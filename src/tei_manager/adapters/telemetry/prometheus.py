@@ -41,8 +41,7 @@ class _Watched(Collector):
             by_status.add_metric([status], sum(instance.status is status for instance in instances))
         up = GaugeMetricFamily("tei_manager_instance_up", "Whether an instance is healthy.", labels=["instance"])
         for instance in instances:
-            healthy = instance.status is Status.RUNNING and not instance.health_check_failures
-            up.add_metric([instance.name], float(healthy))
+            up.add_metric([instance.name], float(instance.is_healthy))
         return count, by_status, up
 
 

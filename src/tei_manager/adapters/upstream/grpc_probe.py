@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from tei_manager.adapters.upstream import refusals
+from tei_manager.engines.metrics_reading import EngineInfo
 from tei_manager.grpc.proto.tei.v1 import tei_pb2
 from tei_manager.ports.prober import Seen
 
@@ -20,6 +21,11 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 _INFO = (("/tei.v1.Info/Info", tei_pb2.InfoRequest().SerializeToString()),)
+_MODEL_TYPES = {
+    tei_pb2.MODEL_TYPE_EMBEDDING: "embedding",
+    tei_pb2.MODEL_TYPE_CLASSIFIER: "classifier",
+    tei_pb2.MODEL_TYPE_RERANKER: "reranker",
+}
 # one tiny request per kind of model: the first that fits is the warm-up
 _WARM_UPS = (
     ("/tei.v1.Embed/Embed", tei_pb2.EmbedRequest(inputs=_WORD).SerializeToString()),
@@ -44,6 +50,23 @@ class GrpcProbe:
         """Whether `tei.v1.Info/Info` answers."""
         return await self._first_fitting(host, port, _INFO, key, timeout_secs)
 
+    async def about(self, host: str, port: int, *, key: str | None, timeout_secs: float) -> EngineInfo | None:
+        """What `tei.v1.Info/Info` answers; None without an answer in time, or one that cannot be read."""
+        (path, request) = _INFO[0]
+        try:
+            call: Any = self._channel(host, port).unary_unary(path)
+            answer = await call(request, metadata=_metadata(key), timeout=timeout_secs)
+            info = tei_pb2.InfoResponse.FromString(answer)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, ValueError):
+            return None  # the channel stays as it is: it is for probes to judge it
+        return EngineInfo(
+            version=info.version or None,
+            model_type=_MODEL_TYPES.get(info.model_type),
+            model_sha=info.model_sha or None,
+            model_dtype=info.model_dtype or None,
+            max_input_length=info.max_input_length or None,
+        )
+
     async def warm_up(self, host: str, port: int, *, key: str | None, timeout_secs: float) -> Seen:
         """One real request, of whichever kind fits the model."""
         return await self._first_fitting(host, port, _WARM_UPS, key, timeout_secs)
@@ -63,13 +86,12 @@ class GrpcProbe:
     async def _first_fitting(
         self, host: str, port: int, questions: Sequence[tuple[str, bytes]], key: str | None, timeout_secs: float
     ) -> Seen:
-        metadata = (("authorization", f"Bearer {key}"),) if key is not None else ()
         channel = self._channel(host, port)
         seen = Seen(False)
         for path, request in questions:
             try:
                 call: Any = channel.unary_unary(path)  # bytes in, bytes out: typed for messages only
-                await call(request, metadata=metadata, timeout=timeout_secs)
+                await call(request, metadata=_metadata(key), timeout=timeout_secs)
             except grpc.aio.AioRpcError as error:
                 code, details = error.code(), error.details() or ""
                 if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -94,6 +116,10 @@ class GrpcProbe:
     def _drop(self, host: str, port: int, channel: grpc.aio.Channel) -> None:
         if self._channels.get((host, port)) is channel:
             self.forget(host, port)
+
+
+def _metadata(key: str | None) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {key}"),) if key is not None else ()
 
 
 def _meaning(code: grpc.StatusCode, details: str) -> Seen:

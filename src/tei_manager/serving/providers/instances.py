@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OCTETS = "application/octet-stream"
 DEFAULT_BATCH = 32  # TEI's own default for --max-client-batch-size
 OPENAI_BATCH = 256  # servers that only speak OpenAI's dialect do not report one
+SPEAKS_OPENAI = frozenset({EngineKind.COMMAND, EngineKind.VLLM, EngineKind.LLAMACPP})
 _TYPE = ("content-type", "application/json")
 
 
@@ -42,6 +43,12 @@ class Facts:
     vocabulary: int | None = None
     dimensions: int | None = None
 
+
+_VLLM_CUT: Mapping[Truncate, Mapping[str, object]] = {
+    Truncate.NONE: {},
+    Truncate.END: {"truncate_prompt_tokens": -1},
+    Truncate.START: {"truncate_prompt_tokens": -1, "truncation_side": "left"},
+}
 
 INFO = Wire("GET", "/info")
 
@@ -69,9 +76,16 @@ def embed_request(
 ) -> Wire:
     """One batch of a call's inputs as this endpoint's engine wants it. Unset fields are omitted, never null."""
     size = {} if call.dimensions is None else {"dimensions": call.dimensions}
-    if endpoint.engine is EngineKind.COMMAND:
+    if endpoint.engine in SPEAKS_OPENAI:
         encoding = {"encoding_format": "base64"} if wants_base64 else {}
-        body: dict[str, object] = {"model": endpoint.model_id, "input": _plain(inputs), **encoding, **size}
+        cut = _VLLM_CUT[call.truncate] if endpoint.engine is EngineKind.VLLM else {}
+        body: dict[str, object] = {
+            "model": endpoint.model_id,
+            "input": _plain(inputs),
+            **encoding,
+            **size,
+            **cut,
+        }
         return Wire("POST", "/v1/embeddings", orjson.dumps(body), dict((_TYPE,)))
     # truncate is always said: left out, it would mean whatever this engine was started with
     body = {"inputs": _plain(inputs), "truncate": call.truncate is not Truncate.NONE, **size}

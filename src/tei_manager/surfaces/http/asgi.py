@@ -15,6 +15,7 @@ from tei_manager.serving.gateway import Gateway
 from tei_manager.surfaces.http import layers, routing
 from tei_manager.surfaces.http.control import Control
 from tei_manager.surfaces.http.events import Events
+from tei_manager.surfaces.http.health import Health
 from tei_manager.surfaces.http.openai import OpenAi
 from tei_manager.surfaces.http.settings import HttpSettings
 
@@ -26,6 +27,7 @@ def build_app(
     routes = [
         *OpenAi(fleet, gateway, settings).routes(),
         *Control(fleet, metrics, settings).routes(),
+        *Health(fleet).routes(),
         *Events(fleet, journal).routes(),
     ]
     app: ASGIApp = Router(routes, redirect_slashes=False, default=routing.unknown)

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from tei_manager.domain import errors, spec
 from tei_manager.domain.instance import EngineKind, Instance, Origin, Status
 from tei_manager.kits import parsing
-from tei_manager.ports.fleet import Fleet
+from tei_manager.ports.fleet import Degraded, Fleet
 from tei_manager.ports.metrics import HttpMetrics
 from tei_manager.surfaces.http import clock, query, wire
 from tei_manager.surfaces.http.instance_json import shown
@@ -56,10 +56,11 @@ class Control:
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> None:
         degraded = self._fleet.degraded
+        reasons = ",".join(dict.fromkeys(each.reason for each in degraded))
         body = {
-            "status": f"degraded:{','.join(degraded)}" if degraded else "healthy",
+            "status": f"degraded:{reasons}" if reasons else "healthy",
             "timestamp": clock.text(self._now()),
-            "degraded": [{"reason": each, "since": None, "device": None, "detail": None} for each in degraded],
+            "degraded": [_degraded(each) for each in degraded],
             "warnings": [{"code": each.code, "message": each.message} for each in self._fleet.warnings],
         }
         await wire.answer_json(send, 200, body)
@@ -167,6 +168,11 @@ class Control:
         """Verbs need no body; one that is sent must be JSON all the same, so that no form can post it."""
         if await self._body(scope, receive):
             wire.check_content_type(scope, suffixes=False)
+
+
+def _degraded(what: Degraded) -> dict[str, object]:
+    since = None if what.since is None else clock.text(what.since)
+    return {"reason": what.reason, "since": since, "device": None, "detail": what.detail}
 
 
 def _name(scope: Scope) -> str:

@@ -71,6 +71,8 @@ TABLE: Mapping[str, tuple[int, str | None]] = {
     "UPSTREAM_MALFORMED": (502, None),
     "UPSTREAM_AUTH_FAILED": (502, None),
     "NOT_READY": (503, "no_healthy_upstream"),
+    "FLEET_UNHEALTHY": (503, None),
+    "INSTANCE_UNHEALTHY": (503, None),
     "SHUTTING_DOWN": (503, None),
     "UPSTREAM_TIMEOUT": (504, None),
     # us
