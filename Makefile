@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo test soak check fix bench docs lock protos clean
+.PHONY: help setup demo test slow soak check fix bench docs lock protos clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,8 +32,11 @@ $(STAMP): requirements/dev.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
 demo: setup  ## start the manager with a real model and call it through every door (DEMO_EXIT=1: then end)
 	$(BIN)/python -m tools.demo $(if $(DEMO_EXIT),--exit)
 
-test: setup .venv-clients/.synced  ## run the whole test suite
+test: setup .venv-clients/.synced  ## run the test suite
 	$(BIN)/python -m pytest
+
+slow: setup .venv-clients/.synced  ## run the longer forms of some tests
+	$(BIN)/python -m pytest -m slow
 
 soak: setup  ## put mixed load on the engine for an hour or 100 000 requests (SOAK_REQUESTS, SOAK_SECONDS)
 	$(BIN)/python -m pytest -m soak -s tests/soak
