@@ -326,6 +326,7 @@ async def test_control_over_the_socket(house):
     assert (wrong.status, wrong.headers["Allow"]) == (405, "GET, HEAD, POST")
     for reply in (created, shown, deleted, wrong):
         assert reply.headers["X-Request-ID"]
+        await reply.read()  # or its connection is open until somebody collects it
 
 
 @pytest.mark.parametrize(
