@@ -159,7 +159,7 @@ _REQUESTS: dict[str, Schema] = {
     ),
     "AnyRequest": {
         "description": "What the route of this model's kind takes.",
-        "anyOf": [ref(f"{kind}Request") for kind in ("Embed", "Predict", "Rerank", "Similarity")],
+        "anyOf": [ref(f"{kind}Request") for kind in ("Embed", "EmbedTokens", "Predict", "Rerank", "Similarity")],
     },
     "VertexRequest": _object({"instances": _array(ref("AnyRequest"))}),
 }
