@@ -128,16 +128,16 @@ class ComputeThreads:
                 self._self_test()
                 continue
             try:
-                self._run(entries, wide)
+                outcome = self._run(entries, wide)
             except Exception as error:  # a fault of ours must not take the thread, or its callers, with it
                 fault = errors.internal(error)
-                self._done(Outcome(entries, dict.fromkeys(range(len(entries)), fault)))
-            finally:
-                with self._changed:
-                    del self._running[number]
-                    self._last_end = time.perf_counter()
-                    if self._lanes:
-                        self._changed.notify_all()
+                outcome = Outcome(entries, dict.fromkeys(range(len(entries)), fault))
+            with self._changed:  # before anybody is answered: who asks again at once is alone
+                del self._running[number]
+                self._last_end = time.perf_counter()
+                if self._lanes:
+                    self._changed.notify_all()
+            self._done(outcome)
 
     def _may_run(self) -> bool:
         return len(self._lanes) > 0 and all(mode is not _Mode.WIDE_ALONE for mode, _ in self._running.values())
@@ -166,7 +166,7 @@ class ComputeThreads:
             return False
         return now - self._last_end < _WARM_SECONDS or any(entry.length >= _SHORT for entry in entries)
 
-    def _run(self, entries: list[Entry], wide: bool) -> None:
+    def _run(self, entries: list[Entry], wide: bool) -> Outcome:
         began = time.perf_counter()
         now = time.monotonic()
         outcome = Outcome(entries)
@@ -188,7 +188,7 @@ class ComputeThreads:
             outcome.padded = len(live) * max(entries[place].length for place in live)
             for place in live:
                 entries[place].inference = outcome.seconds
-        self._done(outcome)
+        return outcome
 
     def _compute(self, outcome: Outcome, live: list[int], wide: bool) -> None:
         entries = [outcome.entries[place] for place in live]
